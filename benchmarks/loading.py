@@ -3,7 +3,8 @@
     python benchmarks/loading.py [--images 40] [--rounds 5]
 
 Generated JPEG photographs (quality 90, 4:2:0) are loaded as float batches of 4 by `data.resize=pillow`, by
-`data.resize=torch` and by torchvision's tensor pipeline (`decode_jpeg` and transforms.v2), in turns, with one thread.
+`data.resize=torch`, the same with `data.cache`, and torchvision's tensor pipeline (`decode_jpeg` and transforms.v2), in
+turns, with one thread. The caches are full when the measurement starts.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,9 @@ from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
 import fcos
+from fcos.choices import Cache
 from fcos.data import build_train_loader, load_annotations
+from fcos.data.cache import CacheFiles
 
 CASES = {"640x480 to 320": ((480, 640), 320, 512), "4000x3000 to 800": ((3000, 4000), 800, 1333)}
 BATCH_SIZE = 4
@@ -45,13 +49,16 @@ def make_data(folder: Path, size: tuple[int, int], count: int) -> None:
     (folder / "train.json").write_text(json.dumps(tree), encoding="utf-8")
 
 
-def ours(folder: Path, short_side: int, max_side: int, method: str) -> Iterator[object]:
+def ours(folder: Path, short_side: int, max_side: int, method: str, cache: Cache | None = None) -> Iterator[object]:
     """Yield endless float batches of our loader."""
     options = [f"data={folder}", f"data.resize={method}", "data.workers=0", f"train.batch_size={BATCH_SIZE}"]
     sizes = [f"data.short_side={short_side}", f"data.max_side={max_side}", "train.iterations=99999"]
     config = fcos.load_config("fcos_r50_fpn_1x", [*options, *sizes])
     annotations = load_annotations(config.data, "train")
     assert annotations is not None
+    files = None if cache is None else CacheFiles(cache, [annotations.sizes])  # open as long as batches are read
+    if files is not None:
+        annotations = replace(annotations, cache=files.caches[0])
     for batch in build_train_loader(config, annotations):
         yield batch.images.float()
 
@@ -82,6 +89,8 @@ def main() -> None:
                 "torchvision": theirs(folder, short_side, max_side),
                 "fcos, data.resize=pillow": ours(folder, short_side, max_side, "pillow"),
                 "fcos, data.resize=torch": ours(folder, short_side, max_side, "torch"),
+                "fcos, data.resize=torch, data.cache=ram": ours(folder, short_side, max_side, "torch", "ram"),
+                "fcos, data.resize=torch, data.cache=disk": ours(folder, short_side, max_side, "torch", "disk"),
             }
             milliseconds = measure(sides, options.images, options.rounds)
         reference = statistics.median(milliseconds["torchvision"])

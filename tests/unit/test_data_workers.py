@@ -19,7 +19,7 @@ from fcos import cli
 from fcos.config import Config
 from fcos.data import build_test_loader, build_train_loader, load_annotations
 from fcos.data.loader import Loader
-from fcos.data.workers import WorkerError, available_cores, cgroup_quota, limit_workers
+from fcos.data.workers import WorkerError, available_cores, available_memory, cgroup_quota, limit_workers
 from fcos.errors import DataError, TrainingError
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.structures import Batch
@@ -65,6 +65,48 @@ def test_quota_of_the_cgroups(tmp_path: Path, files: dict[str, str], quota: floa
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert cgroup_quota(tmp_path) == quota
+
+
+MEMINFO = {"proc/meminfo": "MemTotal:  64 kB\nMemAvailable:  50 kB\n"}
+STATISTICS = "anon 7\ninactive_file 1000\nactive_file 500\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "available"),
+    [
+        ({}, None),
+        (MEMINFO, 50 * 1024),
+        ({**MEMINFO, "proc/self/cgroup": "0::/\n"}, 50 * 1024),
+        (
+            {
+                **MEMINFO,
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/memory.max": "20000\n",
+                "sys/fs/cgroup/a/memory.current": "9000\n",
+                "sys/fs/cgroup/a/memory.stat": STATISTICS,
+                "sys/fs/cgroup/a/b/memory.max": "max\n",
+                "sys/fs/cgroup/a/b/memory.current": "9000\n",
+                "sys/fs/cgroup/a/b/memory.stat": STATISTICS,
+            },
+            12_500,
+        ),
+        (
+            {
+                **MEMINFO,
+                "proc/self/cgroup": "4:cpu,memory:/docker/1\n0::/\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "3000\n",
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": "5000\n",
+                "sys/fs/cgroup/memory/memory.stat": STATISTICS,
+            },
+            1,
+        ),
+    ],
+)
+def test_available_memory_is_limited_by_cgroups(files: dict[str, str], available: int | None, tmp_path: Path) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert available_memory(tmp_path) == available
 
 
 @contextmanager

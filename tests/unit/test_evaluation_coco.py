@@ -59,6 +59,26 @@ def test_per_class_metrics_match_pycocotools_on_that_class():
         )
 
 
+def test_per_class_metrics_of_many_classes_match_pycocotools():
+    """Most classes lack objects of some size, some classes have no object at all."""
+    ground_truth, detections = random_task(5, images=60, classes=90)
+    for row in (*ground_truth["annotations"], *detections):
+        row["category_id"] += 2000  # ids must not be negative
+    for category in ground_truth["categories"]:
+        category["id"] += 2000
+    run = run_pycocotools(ground_truth, detections)
+    found = coco_metrics(ground_truth, detections).per_class
+    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
+    for k, category in enumerate(run.params.catIds):
+        for name, area in (("AP", 0), ("APs", 1), ("APm", 2), ("APl", 3)):
+            table = run.eval["precision"][:, :, k, area, 2]
+            expected = table.mean() if (table > -1).all() else np.nan
+            np.testing.assert_allclose(found[names[category]][name], expected, rtol=0, atol=1e-12)
+        expected = run.eval["recall"][:, k, 0, 2].mean() if run.eval["recall"][0, k, 0, 2] > -1 else np.nan
+        np.testing.assert_allclose(found[names[category]]["AR100"], expected, rtol=0, atol=1e-12)
+    assert 0 < sum(math.isnan(metrics["AP"]) for metrics in found.values()) < 90
+
+
 def test_metrics_without_detections_are_zero():
     ground_truth, _ = random_task(1)
     metrics = coco_metrics(ground_truth, [])

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..choices import Precision, Resize, YoloRows
+from ..choices import Cache, Precision, Resize, YoloRows
 from ..extensions import FUNCTION
 from ..files import MAX_NAME_BYTES, find_long_name
 from ..formatting import quote
@@ -167,6 +167,9 @@ class DataConfig(_Section):
     workers: int = Field(default=2, ge=0, le=256)
     """Maximum number of data loader processes; at most one per available CPU core is started. 0: load in the main
     process."""
+    cache: Cache | None = None
+    """Training: keep the decoded images of train and val, in memory (`ram`) or in a temporary file (`disk`), so that
+    each is decoded once per run; null: decode them each time. Batches do not change. See docs/training.md."""
 
     @model_validator(mode="before")
     @classmethod

@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +23,9 @@ from ..errors import DataError
 from ..keypoints import UNNAMED, KeypointLayout
 from ..masks import Masks, to_text
 from ..structures import Instances, Objects
+from .cache import PixelCache
 from .geometry import to_inclusive
-from .images import open_rgb, read_pixels, size_of
+from .images import open_rgb, read_pixels, size_of, tensor_to_image
 from .source import Keypoints
 from .transforms import Transform
 from .values import encodable
@@ -53,6 +55,7 @@ class Annotations:
         bit_depth: number of bits used in images with 16 bits per pixel, see `to_rgb`.
         masks: masks of the B objects in float64, continuous pixels of the original image; None if they were not read.
         keypoints: keypoints of the B objects in continuous pixels of the original image; None if they were not read.
+        cache: cache of the decoded images; None: they are decoded each time.
     """
 
     root: Path
@@ -71,6 +74,7 @@ class Annotations:
     bit_depth: int = 16
     masks: Masks | None = None
     keypoints: Keypoints | None = None
+    cache: PixelCache | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -111,6 +115,8 @@ class Annotations:
         Raises:
             DataError: the file is missing, truncated or not an image.
         """
+        if self.cache is not None:
+            return tensor_to_image(self.read_pixels(index))
         return open_rgb(self.path(index), bit_depth=self.bit_depth)
 
     def read_pixels(self, index: int) -> Tensor:
@@ -119,7 +125,9 @@ class Annotations:
         Raises:
             DataError: see `open`.
         """
-        return read_pixels(self.path(index), bit_depth=self.bit_depth)
+        path = self.path(index)
+        decode = partial(read_pixels, path, bit_depth=self.bit_depth)
+        return decode() if self.cache is None else self.cache.get(index, path, decode)
 
     def digest(self) -> str:
         """Return the SHA-256 of the data used in evaluation: classes, image ids and sizes, boxes, and the bit depth.
@@ -242,7 +250,7 @@ class Sample(NamedTuple):
         objects: objects of the image, boxes in pixels of `image` and in the data set's box convention.
         index: position in the data set.
         more_views: additional views of the same image, uint8 [3, h, w] each.
-        warning: reason why the user's transform was skipped; empty if it was not skipped.
+        warning: reason why the user's transform was skipped, or why the cache cannot be used; empty if neither failed.
     """
 
     image: Tensor
@@ -298,5 +306,7 @@ class DetectionDataset:
         except DataError as error:  # the user's transform failed; this must neither end a run nor cost an image
             warning = f"{path}: {error}; the image is used without this transform"
             pixels, objects = replace(self.transform, user=None)(image, objects, seed=seed)
+        if self.annotations.cache is not None:
+            warning = warning or self.annotations.cache.take_failure()
         more_views = tuple(view(image, seed=seed).image for view in self.more_views)
         return Sample(pixels, objects, index, more_views, warning)

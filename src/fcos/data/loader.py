@@ -35,7 +35,7 @@ from .workers import fits_into_shared_memory, iterate, limit_workers
 logger = logging.getLogger(__name__)
 
 _MAX_WARNINGS = 20
-"""Largest number of failures of the user's transform that are reported."""
+"""Largest number of failures of the user's transform and of the cache that are reported."""
 
 
 _LITTLE_SHARED_MEMORY = (
@@ -140,14 +140,14 @@ class _Reader:
         if not samples:
             return _Loaded(None, errors)
         batch = collate(samples, size_divisor=self.size_divisor)
+        warnings = [sample.warning for sample in samples if sample.warning]
         if self.training:
             objects = Objects.concatenate([sample.objects for sample in samples])
             counts = tuple(len(sample.objects) for sample in samples)
-            warnings = [sample.warning for sample in samples if sample.warning]
             return _Loaded(batch._replace(targets=None), errors, objects, counts, warnings)
         views = [sample.more_views for sample in samples]
         more_views = pad_views(views, self.dataset.more_views, size_divisor=self.size_divisor)
-        return _Loaded(batch._replace(targets=None, more_views=more_views), errors)
+        return _Loaded(batch._replace(targets=None, more_views=more_views), errors, warnings=warnings)
 
 
 class Loader:
@@ -180,7 +180,7 @@ class Loader:
 
         consequence = "another image is used instead" if self._reader.training else "skipped"
         logged: set[str] = set()
-        num_failures = 0  # of the user's transform
+        num_failures = 0  # of the user's transform and of the cache
         for received in iterate(build, self._workers):
             loaded = pickle.loads(received) if isinstance(received, bytes) else received
             if loaded is not received and _LITTLE_SHARED_MEMORY not in logged:

@@ -64,20 +64,55 @@ def cgroup_quota(root: Path = Path("/")) -> float:
     Args:
         root: root of the file system.
     """
+    return min(map(_read_quota, _cgroups(root, "cpu")), default=float("inf"))
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Return the bytes of memory that this process can use: those that are free, within the limits of its cgroups.
+
+    Args:
+        root: root of the file system.
+
+    Returns:
+        The number of bytes; None if it is unknown.
+    """
+    try:
+        lines = (root / "proc/meminfo").read_text(encoding="utf-8").splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # not Linux
+        return None
+    return min([available, *filter(None, map(_read_memory, _cgroups(root, "memory")))])
+
+
+def _cgroups(root: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders of the cgroups (version 1 or 2) of this process that a controller may limit."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
-        return float("inf")
-    quotas = [float("inf")]
+        return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        mount = root / "sys/fs/cgroup" / (controller if controllers else "")
         folder = mount / path.lstrip("/")
         # A container may see the path on the host, but has its own group mounted as the root.
-        quotas += [_read_quota(group) for group in (folder, *folder.parents) if group.is_relative_to(mount)]
-    return min(quotas)
+        yield from (group for group in (folder, *folder.parents) if group.is_relative_to(mount))
+
+
+def _read_memory(group: Path) -> int | None:
+    """Return the free memory of one cgroup in bytes, where cached files count as free; None without a limit."""
+    for names in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        try:
+            limit, used = ((group / name).read_text(encoding="utf-8").strip() for name in names)
+            lines = (group / "memory.stat").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            continue
+        if limit == "max":
+            return None
+        cached = sum(int(line.split()[1]) for line in lines if line.startswith(("inactive_file ", "active_file ")))
+        return max(int(limit) - int(used) + cached, 1)
+    return None
 
 
 def _read_quota(group: Path) -> float:

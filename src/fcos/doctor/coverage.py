@@ -4,7 +4,7 @@ These are the quantities of tables 1 and 2 of the FCOS paper (ICCV 2019), for an
 boxes as in training, see `matching`. A box is learned if at least one location is assigned to it. A location
 matches a box if it would be assigned to it without the other boxes of the image.
 
-Shape letters: B boxes of all images, M boxes of an image, L levels, R locations over all levels.
+Shape letters: B boxes of all images, M boxes of a few images, L levels.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from ..data.dataset import Annotations
-from ..data.geometry import resize_boxes, to_inclusive
+from ..data.geometry import to_inclusive
 from ..data.loader import padded_size
-from ..structures import Objects
-from .matching import match
+from .matching import Boxes, match
+from .pieces import split_evenly
 from .setting import Setting
 
 LEARNED, TAKEN, NO_LEVEL, OFF_CENTER, BETWEEN, DROPPED = range(6)
@@ -36,6 +36,7 @@ FATES = {
 """Outcomes for a box: learned, or the reason why no location is assigned to it."""
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}
 """COCO object sizes by name: minimum area (included) and maximum area (excluded) in square pixels."""
+_MAX_BOXES = 1024  # boxes of one or more images at once, to limit memory use
 
 
 class LevelCounts(NamedTuple):
@@ -135,27 +136,10 @@ class _Tally:
 
     def __init__(self, setting: Setting, count: int) -> None:
         levels = len(setting.strides)
-        self.counted = np.zeros(count, dtype=bool)
         self.fates = np.full(count, DROPPED, dtype=np.int64)
         self.extents = np.zeros((count, 2), dtype=np.float32)
         self.learned_on = np.zeros((count, levels), dtype=bool)
         self.positives, self.ambiguous, self.ambiguous_classes = (np.zeros(levels, dtype=np.int64) for _ in range(3))
-
-    def coverage(self, setting: Setting, annotations: Annotations, images: int) -> Coverage:
-        """Return the result for the boxes of the counted images, without crowds."""
-        boxes = np.flatnonzero(self.counted & ~annotations.crowd)
-        return Coverage(
-            setting=setting,
-            images=images,
-            boxes=boxes,
-            labels=annotations.labels[boxes],
-            fates=self.fates[boxes],
-            extents=self.extents[boxes],
-            learned_on=self.learned_on[boxes],
-            positives=self.positives,
-            ambiguous=self.ambiguous,
-            ambiguous_classes=self.ambiguous_classes,
-        )
 
 
 def cover(
@@ -168,69 +152,86 @@ def cover(
 ) -> Coverage:
     """Compute which boxes are learned, why the others are not, and how many locations are ambiguous.
 
+    Images of the same padded size have the same locations and are computed together, a few thousand boxes at a time.
+
     Args:
         annotations: annotations of a split.
         setting: pyramid and image sizes.
-        images: positions of the images to use; None uses all.
+        images: positions of the images to use, without repetition; None uses all.
         recall_only: compute only what `Coverage.recall` needs. The ambiguous samples are not counted, and the reason
             why a box is not learned is not determined (it is `BETWEEN`, or `DROPPED`).
         progress: callback that receives the number of images done and the total.
     """
-    images = np.arange(len(annotations)) if images is None else images
+    images = np.arange(len(annotations)) if images is None else np.sort(images)
     boxes, is_kept = torch.from_numpy(annotations.boxes), torch.ones(len(annotations.boxes), dtype=torch.bool)
     if setting.box_convention == "inclusive":
         boxes, is_kept = to_inclusive(boxes, torch.from_numpy(annotations.sizes[annotations.image_of]))
-    sizes = {i: setting.resized(*annotations.sizes[i].tolist()) for i in images.tolist()}
-    padded = {i: padded_size(size, setting.size_divisor) for i, size in sizes.items()}
-    tally, points, points_of = _Tally(setting, len(boxes)), [], None
-    for done, i in enumerate(sorted(sizes, key=padded.__getitem__), start=1):
-        span = annotations.span(i)
-        tally.counted[span] = True
-        rows = torch.arange(span.start, span.stop)
-        rows = rows[is_kept[span]]
-        if len(rows):
-            if padded[i] != points_of:
-                points, points_of = setting.locations(padded[i]), padded[i]
-            height, width = annotations.sizes[i].tolist()
-            objects = Objects(
-                resize_boxes(boxes[rows], (height, width), sizes[i]),
-                torch.from_numpy(annotations.labels)[rows],
-                torch.from_numpy(annotations.crowd)[rows],
-            )
-            _count_image(tally, rows.numpy(), points, objects, setting, recall_only=recall_only)
-        if progress is not None:
-            progress(done, len(images))
-    return tally.coverage(setting, annotations, len(images))
+    sizes, size_of = np.unique(annotations.sizes[images], axis=0, return_inverse=True)
+    resized = np.array([setting.resized(*size) for size in sizes.tolist()]).reshape(-1, 2)
+    padded = np.array([padded_size(size, setting.size_divisor) for size in resized.tolist()]).reshape(-1, 2)
+    ratios = (resized / sizes)[:, [1, 0, 1, 0]].astype(np.float32)  # as in `resize_boxes`
+    grids, grid_of = np.unique(padded, axis=0, return_inverse=True)
+    tally, done = _Tally(setting, len(boxes)), 0
+    for number, grid in enumerate(grids.tolist()):
+        points = setting.locations((grid[0], grid[1]))
+        in_grid = np.flatnonzero(grid_of.ravel()[size_of.ravel()] == number)
+        counts = np.diff(annotations.offsets)[images[in_grid]]
+        for piece in split_evenly(counts, _MAX_BOXES):
+            chosen, length = in_grid[piece], counts[piece]
+            starts = annotations.offsets[images[chosen]] - (np.cumsum(length) - length)
+            rows = np.arange(length.sum()) + np.repeat(starts, length)  # the boxes of these images
+            image = np.repeat(np.arange(len(chosen)), length)
+            kept = is_kept.numpy()[rows]
+            rows, image = rows[kept], image[kept]
+            xyxy = boxes.numpy()[rows] * ratios[size_of.ravel()[chosen]][image]
+            is_object = ~annotations.crowd[rows]
+            tally.extents[rows] = xyxy[:, 2:] - xyxy[:, :2] + np.float32(setting.box_convention == "inclusive")
+            objects = Boxes(xyxy, annotations.labels[rows], image)[is_object]
+            _count(tally, rows[is_object], points, objects, setting, recall_only=recall_only)
+            done += len(chosen)
+            if progress is not None:
+                progress(done, len(images))
+    counted = np.zeros(len(annotations), dtype=bool)
+    counted[images] = True
+    chosen = np.flatnonzero(counted[annotations.image_of] & ~annotations.crowd)
+    return Coverage(
+        setting=setting,
+        images=len(images),
+        boxes=chosen,
+        labels=annotations.labels[chosen],
+        fates=tally.fates[chosen],
+        extents=tally.extents[chosen],
+        learned_on=tally.learned_on[chosen],
+        positives=tally.positives,
+        ambiguous=tally.ambiguous,
+        ambiguous_classes=tally.ambiguous_classes,
+    )
 
 
-def _count_image(
-    tally: _Tally, rows: np.ndarray, points: list[Tensor], objects: Objects, setting: Setting, *, recall_only: bool
+def _count(
+    tally: _Tally, rows: np.ndarray, points: list[Tensor], boxes: Boxes, setting: Setting, *, recall_only: bool
 ) -> None:
-    """Add an image with at least one box to the tally; `rows` are the positions of its boxes in the tally, [M]."""
-    levels = len(points)
-    level = torch.repeat_interleave(torch.arange(levels), torch.tensor([len(p) for p in points]))  # [R]
-    assigner = setting.assigner
-    matches = match(points, objects, assigner)
-    positive = matches.assigned >= 0
-    learned_on = torch.zeros(len(rows), levels, dtype=torch.bool)
-    learned_on[matches.assigned[positive], level[positive]] = True
-    learned = learned_on.any(dim=1)
-    boxes = objects.boxes
-    extra = 1.0 if setting.box_convention == "inclusive" else 0.0
-    tally.extents[rows] = (boxes[:, 2:] - boxes[:, :2] + extra).numpy()
-    tally.learned_on[rows] = learned_on.numpy()
-    tally.positives += np.bincount(level[positive].numpy(), minlength=levels)
-    fates = torch.where(learned, LEARNED, BETWEEN)
-    if not recall_only:
-        tally.ambiguous += np.bincount(level[positive & matches.several].numpy(), minlength=levels)
-        tally.ambiguous_classes += np.bincount(level[positive & matches.classes].numpy(), minlength=levels)
-        unmatched = torch.nonzero(~matches.has_match).squeeze(1)
-        if len(unmatched):
-            uncentered = match(points, objects[unmatched], replace(assigner, center_sampling_radius=0.0))
-            fates[unmatched[uncentered.has_match]] = OFF_CENTER
-            # For a location inside a box, the distance to the farthest side is between half and all of the longer side.
-            longest = (boxes[unmatched, 2:] - boxes[unmatched, :2]).amax(dim=1).numpy()
-            covered = _levels_in_range(longest / 2, np.nextafter(longest, 0), setting).any(axis=1)
-            fates[unmatched[torch.from_numpy(~covered)]] = NO_LEVEL
-        fates[~learned & matches.has_match] = TAKEN
-    tally.fates[rows] = fates.numpy()
+    """Add boxes of images with the same locations to the tally; `rows` are their positions in the tally, [M]."""
+    has_match = np.zeros(len(rows), dtype=bool)
+    for level, _, assigned, several, classes, matched in match(points, boxes, setting.assigner):
+        tally.learned_on[rows[assigned], level] = True
+        tally.positives[level] += len(assigned)
+        has_match[matched] = True
+        if not recall_only:
+            tally.ambiguous[level] += several.sum()
+            tally.ambiguous_classes[level] += classes.sum()
+    learned = tally.learned_on[rows].any(axis=1)
+    tally.fates[rows] = np.where(learned, LEARNED, BETWEEN)
+    if recall_only:
+        return
+    tally.fates[rows[~learned & has_match]] = TAKEN
+    unmatched = np.flatnonzero(~has_match)
+    if not len(unmatched):
+        return
+    everywhere = replace(setting.assigner, center_sampling_radius=0.0)
+    for positives in match(points, boxes[unmatched], everywhere):
+        tally.fates[rows[unmatched[positives.matched]]] = OFF_CENTER
+    # For a location inside a box, the distance to the farthest side is between half and all of the longer side.
+    longest = (boxes.xyxy[unmatched, 2:] - boxes.xyxy[unmatched, :2]).max(axis=1)
+    covered = _levels_in_range(longest / 2, np.nextafter(longest, np.float32(0)), setting).any(axis=1)
+    tally.fates[rows[unmatched[~covered]]] = NO_LEVEL

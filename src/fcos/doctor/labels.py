@@ -30,6 +30,7 @@ LONG = 10.0
 """Ratio of longer to shorter side from which a box is very long, if that is unusual in its class."""
 _MIN_SAMPLES = 20  # boxes or images that a meaningful median needs
 _MIN_SPREAD = 0.1  # of logarithms: about 10 %; with a smaller spread, small deviations would be odd
+_MAX_BOXES = 10_000  # boxes of one or more images at once, and
 _MAX_PAIRS = 1_000_000  # pairs of boxes compared at once, to limit memory use
 _SLACK = 1.01  # rounding of coordinates
 _LAST = 2**32 - 1  # largest position of a box
@@ -108,11 +109,13 @@ def double_boxes(annotations: Annotations, images: np.ndarray | None = None) -> 
     """
     images = np.arange(len(annotations)) if images is None else images
     # The best earlier box of the same class, and of another one, as a number: its IoU, then the smallest position.
-    best = np.zeros((2, len(annotations.boxes)), dtype=np.uint64)
-    for image in images[np.diff(annotations.offsets)[images] > 1].tolist():
-        span = annotations.span(image)
-        positions = np.flatnonzero(~annotations.crowd[span]) + span.start
-        for first, second, iou in _similar_pairs(annotations.boxes[positions]):
+    best, image_of = np.zeros((2, len(annotations.boxes)), dtype=np.uint64), annotations.image_of
+    counts = np.diff(annotations.offsets)[images]
+    for piece in split_evenly(counts, _MAX_BOXES):
+        starts = annotations.offsets[images[piece]] - (np.cumsum(counts[piece]) - counts[piece])
+        positions = np.arange(counts[piece].sum()) + np.repeat(starts, counts[piece])  # the boxes of these images
+        positions = positions[~annotations.crowd[positions]]
+        for first, second, iou in _similar_pairs(annotations.boxes[positions], image_of[positions]):
             earlier, later = positions[np.minimum(first, second)], positions[np.maximum(first, second)]
             key = (iou.view(np.uint32).astype(np.uint64) << 32) + (_LAST - earlier).astype(np.uint64)
             is_same = annotations.labels[earlier] == annotations.labels[later]
@@ -128,8 +131,10 @@ def _decode(keys: np.ndarray) -> DoubleBoxes:
     return DoubleBoxes(earlier, later, (keys[later] >> 32).astype(np.uint32).view(np.float32))
 
 
-def _similar_pairs(boxes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _similar_pairs(boxes: np.ndarray, images: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield positions in `boxes` [M, 4] of the pairs with an IoU above `SAME_BOX`, each pair once, and the IoUs [P].
+
+    Only boxes of the same image are compared; `images` [M] is the image of each box.
 
     With such an IoU, the left sides of two boxes are at most (1 - `SAME_BOX`) of the left box's width apart, and their
     upper sides likewise. Pairs that are close along the axis with fewer such pairs are compared.
@@ -137,10 +142,13 @@ def _similar_pairs(boxes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, 
     starts, ends = np.ascontiguousarray(boxes.T).reshape(2, 2, -1)  # [axis, M]
     reaches = (1 - SAME_BOX) * _SLACK * (ends - starts)
     areas = (ends - starts).prod(axis=0)
+    # The images side by side, too far apart for pairs of boxes of two images.
+    shifts = images * (2.0 * float(boxes.max(initial=0)) + 1)
     windows = []
     for axis in (0, 1):
-        order = np.argsort(starts[axis], kind="stable")
-        last = np.searchsorted(starts[axis][order], (starts[axis] + reaches[axis])[order], side="right")
+        places = starts[axis] + shifts
+        order = np.argsort(places, kind="stable")
+        last = np.searchsorted(places[order], (places + reaches[axis])[order], side="right")
         windows.append((order, last - np.arange(1, len(boxes) + 1), 1 - axis))
     order, counts, other = min(windows, key=lambda window: int(window[1].sum()))
     for piece in split_evenly(counts, _MAX_PAIRS):

@@ -1,9 +1,9 @@
-"""Match between locations and boxes, without comparing every location with every box.
+"""Match between locations and the boxes of many images, without comparing every location with every box.
 
 The locations of a level form a grid, so those inside a box are a range of its columns and rows. The result is that of
 `assign_targets` (tested), for thousands of boxes in a fraction of the time and memory.
 
-Shape letters: M boxes, R locations over all levels, P pairs of a location and a box.
+Shape letters: M boxes of all images, P locations that match a box, Q pairs of a location and a box.
 """
 
 from __future__ import annotations
@@ -11,95 +11,133 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..boxes import area
 from ..models.points import Assigner
-from ..structures import Objects
-from .pieces import split_evenly
 
-_MAX_PAIRS = 1_000_000  # pairs of location and box at once, to limit memory use
+_MAX_PAIRS = 2**18  # pairs of location and box at once: their arrays fit into the cache of a CPU core
 _SLACK = 1.001  # rounding of lengths, by which boxes may miss the size range that they are preselected for
 
 
-class Matches(NamedTuple):
-    """Matches of the boxes of an image, crowds excluded: a location matches a box that it could learn if it were alone.
+class Boxes(NamedTuple):
+    """Boxes of images with the same grid of locations, crowds excluded.
 
     Attributes:
-        assigned: int64 [R], the smallest box that matches the location, or -1, as from `assign_targets`.
-        has_match: bool [M], boxes that match at least one location.
-        several: bool [R], locations that match several boxes.
-        classes: bool [R], locations that match boxes of different classes.
+        xyxy: float32 [M, 4], pixels of the padded image.
+        labels: int64 [M].
+        image: int64 [M], number of the image of each box, 0..N-1.
     """
 
-    assigned: Tensor
-    has_match: Tensor
-    several: Tensor
-    classes: Tensor
+    xyxy: np.ndarray
+    labels: np.ndarray
+    image: np.ndarray
+
+    def __getitem__(self, chosen: np.ndarray) -> Boxes:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return Boxes(*(column[chosen] for column in self))
 
 
-def match(points: Sequence[Tensor], objects: Objects, assigner: Assigner) -> Matches:
-    """Match the locations of an image with its boxes.
+class Positives(NamedTuple):
+    """Locations of a level that match a box: a location matches a box that it could learn if the box were alone.
+
+    Attributes:
+        level: number of the level.
+        location: int64 [P], image * (number of locations of the level) + position in the level, without repetition.
+        box: int64 [P], the smallest box that matches the location, as from `assign_targets`.
+        several: bool [P], locations that match several boxes.
+        classes: bool [P], locations that match boxes of different classes.
+        matched: int64 [Q], boxes that match a location; each may occur several times.
+    """
+
+    level: int
+    location: np.ndarray
+    box: np.ndarray
+    several: np.ndarray
+    classes: np.ndarray
+    matched: np.ndarray
+
+
+def match(points: Sequence[Tensor], boxes: Boxes, assigner: Assigner) -> Iterator[Positives]:
+    """Match the locations of images with their boxes; yield every location that matches a box once.
 
     Args:
         points: [R_l, 2] of every level, the (x, y) of its locations in pixels, row by row.
-        objects: M boxes in the same pixels.
+        boxes: M boxes in the same pixels.
         assigner: options of the assignment.
     """
-    num_locations = sum(map(len, points))
-    candidates = torch.nonzero(~objects.is_crowd).squeeze(1)
-    areas = area(objects.boxes[candidates], convention=assigner.box_convention)
-    candidates = candidates[areas.argsort(stable=True)]  # positions by rank: the smallest box first
-    labels = objects.labels[candidates]
-    smallest = torch.full((num_locations,), len(candidates))
-    num_matches = torch.zeros(num_locations, dtype=torch.int64)
-    lowest = torch.full((num_locations,), torch.iinfo(torch.int64).max)
-    highest = torch.full((num_locations,), -1)
-    has_match = torch.zeros(len(objects), dtype=torch.bool)
-    for location, rank in _pairs(points, objects.boxes[candidates], assigner):
-        smallest.scatter_reduce_(0, location, rank, "amin")
-        num_matches.scatter_add_(0, location, torch.ones_like(location))
-        lowest.scatter_reduce_(0, location, labels[rank], "amin")
-        highest.scatter_reduce_(0, location, labels[rank], "amax")
-        has_match[candidates[rank]] = True
-    assigned = torch.cat([candidates, candidates.new_tensor([-1])])[smallest]
-    return Matches(assigned, has_match, num_matches > 1, lowest < highest)
+    areas = area(torch.from_numpy(boxes.xyxy), convention=assigner.box_convention).numpy()
+    order = np.lexsort((areas, boxes.image))  # the smallest box of an image first; equal areas keep their order
+    boxes = boxes[order]
+    shift = len(order).bit_length()
+    for level, level_points in enumerate(points):
+        for location, rank in _pairs(level_points.numpy(), boxes, assigner, level):
+            keys = np.sort((location << shift) + rank)
+            location, rank = keys >> shift, keys & ((1 << shift) - 1)  # noqa: PLW2901 (sorted)
+            starts = np.flatnonzero(np.diff(location, prepend=-1))
+            counts = np.diff(starts, append=len(keys))
+            smallest = rank[starts]
+            differs = boxes.labels[rank] != np.repeat(boxes.labels[smallest], counts)
+            classes = np.logical_or.reduceat(differs, starts) if len(starts) else np.zeros(0, dtype=bool)
+            yield Positives(level, location[starts], order[smallest], counts > 1, classes, order[rank])
 
 
-def _pairs(points: Sequence[Tensor], boxes: Tensor, assigner: Assigner) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield all pairs that match, a million at once: positions of the locations [P] and of the boxes [P]."""
-    start = 0
-    for level_points, (low, high), stride in zip(points, assigner.size_ranges, assigner.strides, strict=True):
-        limits = level_points.new_tensor([low, torch.inf if high is None else high])
-        radius = level_points.new_tensor(assigner.center_sampling_radius * stride)
-        for location, box in _level_pairs(level_points, boxes, limits, radius):
-            yield location + start, box
-        start += len(level_points)
+def _pairs(points: np.ndarray, boxes: Boxes, assigner: Assigner, level: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield all pairs that match on a level: locations, numbered as in `Positives`, and positions of boxes, [Q] each.
 
-
-def _level_pairs(points: Tensor, boxes: Tensor, limits: Tensor, radius: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    All pairs of a location are yielded at once.
+    """
     width = int((points[:, 1] == points[:1, 1]).sum())
-    axes = points[:width, 0].contiguous(), points[::width, 1].contiguous()  # x of the columns, y of the rows
-    low, high = limits
-    longest = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1)
+    low, high = (np.float32(np.inf if end is None else end) for end in assigner.size_ranges[level])
+    radius = np.float32(assigner.center_sampling_radius * assigner.strides[level])
+    longest = (boxes.xyxy[:, 2:] - boxes.xyxy[:, :2]).max(axis=1, initial=0)
     # For a location inside a box, the distance to the farthest side is between half and all of the longer side.
-    chosen = torch.nonzero((longest * _SLACK >= low) & (longest / 2 <= high * _SLACK)).squeeze(1)
-    lower, upper = boxes[chosen, :2], boxes[chosen, 2:]
+    chosen = np.flatnonzero((longest * _SLACK >= low) & (longest / 2 <= high * _SLACK))
+    x1, y1, x2, y2 = boxes.xyxy[chosen].T
+    column_box, column, to_side = _cells(points[:width, 0], x1, x2, high, radius=radius)
+    row_box, row, to_end = _cells(points[::width, 1], y1, y2, high, radius=radius)
+    num_columns = np.bincount(column_box, minlength=len(chosen))
+    first_column = np.cumsum(num_columns) - num_columns
+    num_rows = len(points) // max(width, 1)
+    num_bands = min(max(1, -(-int(num_columns[row_box].sum()) // _MAX_PAIRS)), num_rows)
+    edges = np.linspace(0, num_rows, num_bands + 1).astype(int)
+    for band in np.split(np.argsort(row, kind="stable"), np.searchsorted(np.sort(row), edges[1:-1])):
+        counts = num_columns[row_box[band]]
+        starts = np.cumsum(counts) - counts
+        pairs = np.arange(counts.sum())
+        cell = pairs + np.repeat(first_column[row_box[band]] - starts, counts)
+        in_row = np.repeat(band, counts)
+        is_match = np.maximum(to_side[cell], to_end[in_row]) >= low
+        cell, in_row = cell[is_match], in_row[is_match]
+        rank = chosen[row_box[in_row]]
+        yield boxes.image[rank] * len(points) + row[in_row] * width + column[cell], rank
+
+
+def _cells(
+    axis: np.ndarray, start: np.ndarray, end: np.ndarray, high: np.float32, *, radius: np.float32
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find the columns (or rows) of a grid inside each box that are at most `high` pixels from both of its sides.
+
+    Args:
+        axis: float32, ascending x of the columns.
+        start: float32 [M], x1 of the boxes.
+        end: float32 [M], x2 of the boxes.
+        high: largest distance in pixels.
+        radius: center-sampling radius in pixels; 0: no limit.
+
+    Returns:
+        The box, the column and the distance from the column to the farther side for each pair, ordered by box.
+    """
+    lower, upper = start, end
     if radius > 0:
-        center = (lower + upper) / 2
-        lower, upper = (center - radius).maximum(lower), (center + radius).minimum(upper)
-    firsts = [torch.searchsorted(axis, lower[:, i].contiguous(), right=True) for i, axis in enumerate(axes)]
-    ends = [torch.searchsorted(axis, upper[:, i].contiguous()) for i, axis in enumerate(axes)]
-    num_x, num_y = ((end - first).clamp(min=0) for first, end in zip(firsts, ends, strict=True))
-    counts = num_x * num_y
-    for piece in split_evenly(counts.numpy(), _MAX_PAIRS):
-        rows = torch.arange(piece.start, piece.stop).repeat_interleave(counts[piece])  # [P], positions in `chosen`
-        starts = counts[piece].cumsum(0) - counts[piece]
-        step = torch.arange(len(rows)) - starts.repeat_interleave(counts[piece])
-        column, row = firsts[0][rows] + step % num_x[rows], firsts[1][rows] + step // num_x[rows]
-        xy = torch.stack([axes[0][column], axes[1][row]], dim=1)
-        box = boxes[chosen[rows]]
-        largest = torch.maximum(xy - box[:, :2], box[:, 2:] - xy).amax(dim=1)
-        is_match = (largest >= low) & (largest <= high)
-        yield (row * width + column)[is_match], chosen[rows[is_match]]
+        center = (start + end) / 2
+        lower, upper = np.maximum(center - radius, start), np.minimum(center + radius, end)
+    axis = np.ascontiguousarray(axis)
+    first = np.searchsorted(axis, lower, side="right")
+    counts = (np.searchsorted(axis, upper) - first).clip(min=0)
+    box = np.repeat(np.arange(len(counts)), counts)
+    cell = np.arange(len(box)) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+    farther = np.maximum(axis[cell] - start[box], end[box] - axis[cell])
+    is_near = farther <= high
+    return box[is_near], cell[is_near], farther[is_near]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..data.cache import decoded_bytes
 from ..data.dataset import Annotations
 from .coverage import SIZES
 
@@ -36,6 +37,7 @@ class SplitCounts:
         crowd: number of crowd boxes.
         per_class: number of boxes by class name, without crowds.
         per_size: number of boxes by COCO object size after the resize of training, without crowds.
+        decoded_bytes: size of the decoded images, the space that `data.cache` needs.
     """
 
     images: int
@@ -44,6 +46,7 @@ class SplitCounts:
     crowd: int
     per_class: dict[str, int]
     per_size: dict[str, int]
+    decoded_bytes: int
 
 
 class Histogram(NamedTuple):
@@ -94,6 +97,7 @@ def _describe(
         crowd=int(annotations.crowd.sum()),
         per_class=dict(zip(annotations.class_names, annotations.boxes_per_class().tolist(), strict=True)),
         per_size={name: int(((areas >= low) & (areas < high)).sum()) for name, (low, high) in SIZES.items()},
+        decoded_bytes=decoded_bytes(annotations.sizes),
     )
     return counts, [
         _histogram("Box size: sqrt of area, pixels after the resize of training", np.sqrt(areas), _SIZE_EDGES),

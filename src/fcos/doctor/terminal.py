@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator, Mapping
 
@@ -90,6 +91,7 @@ def _counts_table(report: Report) -> Table:
     counts = list(report.counts.values())
     table = Table("", *report.counts, title="Usable images and boxes", title_justify="left")
     rows = [("images", [c.images for c in counts]), ("  without boxes", [c.images_without_boxes for c in counts])]
+    rows += [("  decoded, MiB", [math.ceil(c.decoded_bytes / 2**20) for c in counts])]
     rows += [("boxes", [c.boxes for c in counts])]
     names = list(dict.fromkeys(name for c in counts for name in c.per_class))
     rows += [(f"  {printable(name)}", [c.per_class.get(name, 0) for c in counts]) for name in names[:MAX_CLASSES]]

@@ -137,31 +137,37 @@ def coco_metrics(
     thresholds: dict[int, float] = {}
     for output in outputs:
         run = compare(ground_truth, detections, max_detections=max_detections, output=output, sigmas=sigmas)
-        overall |= _metrics(run, output, slice(None))
-        for k, category_id in enumerate(run.params.cat_ids):
-            per_class[names[category_id]] |= _metrics(run, output, slice(k, k + 1))
+        of_all, of_each = _metrics(run, output)
+        overall |= of_all
+        for category_id, metrics in zip(run.params.cat_ids, of_each, strict=True):
+            per_class[names[category_id]] |= metrics
         if output == "boxes":
             counts = Counter(a["category_id"] for a in ground_truth["annotations"] if not a.get("iscrowd"))
             thresholds = best_thresholds(detections, match_states(run, len(detections)), counts)
     return CocoMetrics(overall, per_class, {name: thresholds[i] for i, name in names.items() if i in thresholds})
 
 
-def _metrics(run: COCOeval, output: Output, category: slice) -> dict[str, float]:
-    """Return the metrics of one output for a slice of the categories, by name with suffix."""
+def _metrics(run: COCOeval, output: Output) -> tuple[dict[str, float], list[dict[str, float]]]:
+    """Return the metrics of one output by name with suffix, over all categories and for each of them, in their order.
+
+    Every table is read once: `run.eval` copies it at each access.
+    """
     assert run.eval is not None
-    metrics, (_, suffix, definitions) = {}, _KINDS[output]
+    _, suffix, definitions = _KINDS[output]
+    tables = {table: np.asarray(run.eval[table]) for table in {table for table, *_ in definitions.values()}}
+    overall: dict[str, float] = {}
+    per_category: list[dict[str, float]] = [{} for _ in run.params.cat_ids]
     for name, (table, iou, size, limit) in definitions.items():
         rows = slice(None) if iou is None else np.isclose(run.params.iou_thrs, iou)
-        values = np.asarray(run.eval[table])[rows]  # [IoU, (recall,) class, size, limit]
-        values = values[
-            ...,
-            category,
-            run.params.area_rng_lbl.index(size),
-            run.params.max_dets.index(limit or max(run.params.max_dets)),
-        ]
-        defined = values[values > -1]
-        metrics[f"{name}{suffix}"] = float(defined.mean()) if defined.size else float("nan")
-    return metrics
+        area, column = run.params.area_rng_lbl.index(size), run.params.max_dets.index(limit or max(run.params.max_dets))
+        values = tables[table][rows][..., area, column]  # [IoU, (recall,) category]
+        values = np.moveaxis(values, -1, 0).reshape(len(per_category), -1)
+        is_defined = (values > -1).all(axis=1)  # a category without objects is -1 in all rows
+        means = np.where(is_defined, values.mean(axis=1), np.nan).tolist()
+        overall[f"{name}{suffix}"] = float(values[is_defined].mean()) if is_defined.any() else float("nan")
+        for metrics, mean in zip(per_category, means, strict=True):
+            metrics[f"{name}{suffix}"] = mean
+    return overall, per_category
 
 
 def compare(

@@ -25,10 +25,14 @@ def best_thresholds(
     """
     categories = np.array([d["category_id"] for d in detections], dtype=np.int64)
     scores = np.array([d["score"] for d in detections], dtype=np.float64)
+    order = np.argsort(categories, kind="stable")
+    order = order[states[order] >= 0]
+    ids, starts = np.unique(categories[order], return_index=True)
+    rows_of = dict(zip(ids.tolist(), np.split(order, starts[1:]), strict=False))  # without ids, one empty part
     thresholds = {}
     for category, boxes in boxes_per_class.items():
-        counted = (categories == category) & (states >= 0)
-        threshold = best_threshold(scores[counted], states[counted] == 1, boxes)
+        rows = rows_of.get(category, order[:0])
+        threshold = best_threshold(scores[rows], states[rows] == 1, boxes)
         if threshold is not None:
             thresholds[category] = threshold
     return thresholds

@@ -100,7 +100,7 @@ def add_speed(page: Page, record: Record) -> None:
     )
     if share > 0.2:
         section.text(
-            "Training often waits for the data loader: increase data.workers, or use smaller image files.",
+            "Training often waits for the data loader: increase data.workers, set data.cache, or use smaller images.",
             style="warning",
         )
     charts = [Chart("Images per second", lambda axes: _curves(axes, {"": speed}))]

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import socket
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
 
 from ..checkpoint import Checkpoint
+from ..choices import Cache
 from ..config import Config
 from ..config.backbones import is_own
 from ..config.text import suggest
 from ..data import load_annotations
+from ..data.cache import CacheFiles, PixelCache
 from ..data.dataset import Annotations
 from ..data.loader import try_user_transform
-from ..distributed import on_all_ranks, on_rank_zero, rank
+from ..distributed import all_gather, on_all_ranks, on_rank_zero, rank
 from ..errors import ConfigError, DataError
 from ..evaluation.evaluate import check_keypoints, metric_names, warn_of_crowded_images
 from ..interop.checkpoints import load_checkpoint
@@ -72,6 +77,8 @@ def prepare_run(
     # Channels-last training is about 10% faster on the CPU.
     model = model.to(device).to(memory_format=torch.channels_last).train()
     on_all_ranks(lambda: _check_options(config, model, train_data))
+    if config.data.cache is not None:
+        train_data, val_data = _with_caches(config.data.cache, train_data, val_data, stack)
     most_boxes = int(np.diff(train_data.offsets).max(initial=0))
     # Counting is a collective, so all processes must have passed the checks.
     micro_batches = on_all_ranks(lambda: count_micro_batches(model, config, most_boxes=most_boxes))
@@ -86,6 +93,31 @@ def prepare_run(
     if rank() == 0:
         remember(launch_key, str(folder))
     return run, micro_batches, f"{note}\n{origin}" if note else origin
+
+
+def _with_caches(
+    kind: Cache, train_data: Annotations, val_data: Annotations | None, stack: ExitStack
+) -> tuple[Annotations, Annotations | None]:
+    """Return the splits with caches of their images, which the processes of a machine share until `stack` is closed.
+
+    The first process of every machine creates the files.
+
+    Raises:
+        ConfigError: there is too little space.
+    """
+    machines = all_gather((socket.gethostname(), os.environ.get("GROUP_RANK", "")))
+    first = machines.index(machines[rank()])
+    splits = [train_data] if val_data is None else [train_data, val_data]
+
+    def create() -> list[PixelCache]:
+        files = stack.enter_context(closing(CacheFiles(kind, [split.sizes for split in splits])))
+        return files.caches
+
+    caches = all_gather(on_all_ranks(lambda: create() if rank() == first else []))[first]
+    for cache in caches:
+        stack.callback(cache.close)
+    with_caches = [replace(split, cache=cache) for split, cache in zip(splits, caches, strict=True)]
+    return with_caches[0], with_caches[1] if val_data is not None else None
 
 
 def build_length(run: Run) -> Length:
