@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Sequence
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +20,8 @@ import fcos
 from fcos.config import FCOSConfig
 
 RESULTS = Path(__file__).parent / "results"
+CLASSES = 80  # of detectors with random weights
+Job = Callable[[], object]
 
 
 def machine() -> dict[str, Any]:
@@ -51,6 +56,23 @@ def write(name: str, title: str, facts: dict[str, Any], table: str, data: dict[s
     (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
     (RESULTS / f"{name}.json").write_text(json.dumps({"machine": facts, **data}, indent=1) + "\n", encoding="utf-8")
     print(f"\n{text}\nwritten to {RESULTS / name}.md and .json")
+
+
+def times(run: Job, repeats: int) -> list[float]:
+    """Return the seconds of every repetition, after two that are not counted."""
+    found = []
+    for i in range(repeats + 2):
+        start = time.perf_counter()
+        run()
+        if i >= 2:
+            found.append(time.perf_counter() - start)
+    return found
+
+
+def in_fresh_process(script: str, *options: str) -> Any:
+    """Run a script with these options in a process of its own; return the JSON value in its last line."""
+    process = subprocess.run([sys.executable, script, *options], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def fcos_section(config: fcos.Config) -> FCOSConfig:

@@ -16,16 +16,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import machine, markdown, write
-from speed_vs_torchvision import CLASSES, OBJECTS, resnet
+import torchvision_detectors
+from common import CLASSES, Job, fcos_section, machine, markdown, write
 from torch import Tensor
 
+import fcos
+from fcos.models import build_model
 from fcos.models.fcos import FCOS
 from fcos.structures import Objects
 from fcos.training.step import compile_modules
 
 HEIGHT, WIDTH = 800, 1344
-Job = Callable[[], object]
+OBJECTS = 10  # per training image
 
 
 def training_jobs(ours: FCOS, theirs: Any, batch: int, dtype: torch.dtype) -> tuple[Job, Job]:
@@ -117,8 +119,10 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print the kernels that take most of a training step")
     options = parser.parse_args()
     torch.backends.cudnn.benchmark = True
-    pair = resnet()
-    ours, theirs = pair.ours.cuda(), pair.theirs.cuda()
+    ours = build_model(fcos_section(fcos.Config()), num_classes=CLASSES, pretrained=False)
+    assert isinstance(ours, FCOS)
+    ours.cuda().to(memory_format=torch.channels_last)
+    theirs = torchvision_detectors.fcos_resnet50(CLASSES).cuda().to(memory_format=torch.channels_last)
     head: Any = theirs.head.classification_head
     # Random logits of all anchors exceed the threshold in about one of 2,000 cases, as in crowded images.
     for module in (ours.head.logits, head.cls_logits):

@@ -16,9 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -26,21 +23,16 @@ from typing import Any, NamedTuple
 
 import torch
 import torchvision_detectors
-from common import fcos_section, machine, markdown, write
+from common import CLASSES, Job, fcos_section, in_fresh_process, machine, markdown, times, write
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models.detection import FCOS as TorchvisionFCOS
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import fcos
 from fcos.allocator import keep_freed_memory
 from fcos.inference.resized import Resized
 from fcos.inference.selection import Selection
 
-CLASSES = 80
 REFERENCE = "torchvision, float32"
-Job = Callable[[], object]
 
 
 class Case(NamedTuple):
@@ -73,9 +65,7 @@ def theirs(case: Case, *, precision: str = "float32", channels_last: bool = Fals
         channels, num_convs = section.fpn.channels, section.head.num_convs
         model = torchvision_detectors.fcos(CLASSES, channels=channels, num_convs=num_convs, pretrained=False)
     else:
-        levels = {"returned_layers": [2, 3, 4], "extra_blocks": LastLevelP6P7(256, 256)}
-        backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, **levels)
-        model = torchvision_detectors.without_resize(TorchvisionFCOS(backbone, CLASSES))
+        model = torchvision_detectors.fcos_resnet50(CLASSES)
     model.eval()
     if channels_last:
         model.to(memory_format=torch.channels_last)
@@ -133,23 +123,6 @@ def limits() -> dict[str, Any]:
     return rates
 
 
-def times(run: Job, repeats: int) -> list[float]:
-    """Return the seconds of every repetition, after two that are not counted."""
-    found = []
-    for i in range(repeats + 2):
-        start = time.perf_counter()
-        run()
-        if i >= 2:
-            found.append(time.perf_counter() - start)
-    return found
-
-
-def measure(name: str, repeats: int, *options: str) -> list[float]:
-    """Run one side in a fresh process and return its seconds."""
-    command = [sys.executable, __file__, "--only", name, "--repeats", str(repeats), *options]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES), help="leave out the others")
@@ -170,7 +143,8 @@ def main() -> None:
         seconds: dict[str, list[list[float]]] = {side: [] for side in SIDES}
         for _ in range(options.rounds):
             for side in SIDES:
-                seconds[side].append(measure(name, options.repeats, "--side", side))
+                choice = ["--only", name, "--repeats", str(options.repeats), "--side", side]
+                seconds[side].append(in_fresh_process(__file__, *choice))
                 print(f"{name}: {side}: {statistics.median(seconds[side][-1]) * 1e3:.1f} ms", flush=True)
         medians = {side: [statistics.median(each) for each in found] for side, found in seconds.items()}
         reference = statistics.median(medians[REFERENCE])

@@ -1,4 +1,5 @@
-"""torchvision's detectors on MobileNetV2, with the levels, widths, anchors and limits of our small recipes."""
+"""torchvision's detectors on MobileNetV2, with the levels, widths, anchors and limits of our small recipes, and its
+FCOS on ResNet-50."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from torch import nn
 from torchvision.models import mobilenet_v2
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
@@ -46,6 +47,13 @@ def fcos(num_labels: int, *, channels: int, num_convs: int, pretrained: bool) ->
     backbone = _backbone(channels, LastLevelP6P7(channels, channels), pretrained=pretrained)
     head = FCOSHead(channels, 1, num_labels, num_convs)
     return without_resize(FCOS(backbone, num_labels, head=head, score_thresh=0.05, nms_thresh=0.6))
+
+
+def fcos_resnet50(num_labels: int) -> FCOS:
+    """Build torchvision's FCOS on ResNet-50 with random weights, whose stem and first stage are frozen."""
+    levels: dict[str, Any] = {"returned_layers": [2, 3, 4], "extra_blocks": LastLevelP6P7(256, 256)}
+    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, **levels)
+    return without_resize(FCOS(backbone, num_labels, score_thresh=0.05, nms_thresh=0.6))
 
 
 def _retinanet(section: RetinaNetConfig, num_labels: int) -> Detector:

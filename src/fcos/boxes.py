@@ -93,18 +93,19 @@ def class_wise_nms(
     order = scores.argsort(descending=True, stable=True)
     if threshold <= 0 or len(boxes) == 0:
         return order
-    scores, boxes, labels = scores[order], boxes[order], labels[order]
+    scores, boxes, labels = (column.index_select(0, order) for column in (scores, boxes, labels))
     if convention == "inclusive":
         boxes = boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
     if boxes.device.type in GPU_TYPES:
         return order[_nms_in_one_call(boxes, labels, threshold)]
-    kept, start, end = order[:0], 0, _BOXES_PER_DETECTION * limit if limit > 0 else len(boxes)
-    while True:  # a box depends only on kept boxes with a higher score, so the best boxes come first
+    # A box depends only on kept boxes with a higher score, so the best boxes come first.
+    end = _BOXES_PER_DETECTION * limit if limit > 0 else len(boxes)
+    kept = _nms_class_by_class(boxes[:end], labels[:end], threshold)
+    while end < len(boxes) and not (len(kept) > limit and scores[kept[-1]] < scores[kept[limit - 1]]):
+        start, end = end, 4 * end
         pool = torch.cat([kept, torch.arange(start, min(end, len(boxes)), device=boxes.device)])
         kept = pool[_nms_class_by_class(boxes[pool], labels[pool], threshold)]
-        if end >= len(boxes) or (len(kept) > limit and scores[kept[-1]] < scores[kept[limit - 1]]):
-            return order[kept]
-        start, end = end, 4 * end
+    return order[kept]
 
 
 def _nms_class_by_class(boxes: Tensor, labels: Tensor, threshold: float) -> Tensor:

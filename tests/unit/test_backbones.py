@@ -257,6 +257,32 @@ def test_freeze_preserves_the_output() -> None:
     torch.testing.assert_close(freeze(net).train()(images), expected)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_frozen_batch_norm_equals_torchvision_bit_for_bit_in_float32(memory_format: torch.memory_format) -> None:
+    expected, norm = FrozenBatchNorm2d(70), NORMS["frozen_bn"](70)
+    for buffer in expected.buffers():
+        buffer.uniform_(0.5, 2.0)
+    norm.load_state_dict(expected.state_dict())
+    x = torch.randn(2, 70, 9, 11).contiguous(memory_format=memory_format).requires_grad_()
+    before, gradient = x.detach().clone(), torch.randn(2, 70, 9, 11)
+    outputs = [layer(x) for layer in (norm, expected)]
+    gradients = [torch.autograd.grad(output, x, gradient)[0] for output in outputs]
+    assert torch.equal(*outputs)
+    assert torch.equal(*gradients)
+    assert torch.equal(x, before)
+
+
+def test_frozen_batch_norm_keeps_half_precision() -> None:
+    norm = NORMS["frozen_bn"](8)
+    for buffer in norm.buffers():
+        buffer.uniform_(0.5, 2.0)
+    x = torch.randn(2, 8, 5, 7)
+    for dtype, tolerance in ((torch.bfloat16, 2e-2), (torch.float16, 3e-3)):  # 8 and 11 bits of mantissa
+        found = norm(x.to(dtype))
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.float(), norm(x), rtol=tolerance, atol=tolerance)
+
+
 def test_freeze_replaces_a_bare_batch_norm() -> None:
     norm = nn.BatchNorm2d(4)
     frozen = freeze(norm)

@@ -9,9 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from fcos.boxes import clip
 from fcos.choices import BoxConvention, RankedBy, Score
+from fcos.models.anchors import AnchorGrid, BoxCoder, flatten_anchors
 from fcos.models.points import locations
-from fcos.models.postprocess import FCOSPostprocess, candidates, decode, select_candidates, suppress
+from fcos.models.postprocess import (
+    FCOSPostprocess,
+    Postprocess,
+    anchor_candidates,
+    candidates,
+    decode,
+    select_candidates,
+    suppress,
+)
 from fcos.structures import Instances
 
 STRIDES = [8, 16, 32]
@@ -334,21 +344,22 @@ def test_nan_outputs_are_never_detected() -> None:
 @pytest.mark.parametrize("score", ["sqrt", "product"])
 @pytest.mark.parametrize("threshold_on", ["class", "score"])
 @pytest.mark.parametrize("top_k_on", ["class", "score"])
+@pytest.mark.parametrize("classes", [1, 5])
 def test_candidates_are_the_best_of_all_classes_and_locations(
-    memory_format: torch.memory_format, score: Score, threshold_on: RankedBy, top_k_on: RankedBy
+    memory_format: torch.memory_format, score: Score, threshold_on: RankedBy, top_k_on: RankedBy, classes: int
 ) -> None:
     """Locations that cannot reach the best are left out early, which must not change the result."""
     options = FCOSPostprocess(
         score=score, threshold_on=threshold_on, top_k_on=top_k_on, score_threshold=0.05, pre_nms_top_k=50
     )
-    logits, ltrb, centerness = (torch.randn(1, channels, 20, 30) for channels in (5, 4, 1))
-    logits[0, 2, 3, 4] = torch.nan  # excludes this class, not the others of the location
-    logits[0, 1, 3, 4] = 4.0
+    logits, ltrb, centerness = (torch.randn(1, channels, 20, 30) for channels in (classes, 4, 1))
+    logits[0, -1, 3, 4] = torch.nan  # excludes this class, not the others of the location
+    logits[0, 1:2, 3, 4] = 4.0
     logits, ltrb, centerness = (x.contiguous(memory_format=memory_format) for x in (logits, ltrb, centerness))
     points = locations((20, 30), 8)
     found = select_candidates(logits[0], ltrb[0], centerness[0], points, image_size=(160, 200), options=options)
 
-    probability = logits.sigmoid().flatten(2)[0]  # [5, 600]
+    probability = logits.sigmoid().flatten(2)[0]  # [K, 600]
     product = probability * centerness.sigmoid().flatten()
     scores = product.sqrt() if score == "sqrt" else product
     is_valid = ((probability if threshold_on == "class" else scores) > 0.05) & (points[:, 0] < 200)
@@ -357,5 +368,33 @@ def test_candidates_are_the_best_of_all_classes_and_locations(
     assert is_valid.sum(1).amin() > 50
     assert found.labels.tolist() == (best // 600).tolist()
     assert found.locations.tolist() == (best % 600).tolist()
-    assert 3 * 30 + 4 in found.locations.tolist()
+    assert (3 * 30 + 4 in found.locations.tolist()) == (classes > 1)
     torch.testing.assert_close(found.scores, scores.flatten()[best])
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("classes", [1, 5])
+@pytest.mark.parametrize("width", [200, 240])
+@pytest.mark.parametrize("top_k", [50, 10_000])
+def test_candidates_are_the_best_of_all_classes_and_anchors(
+    memory_format: torch.memory_format, classes: int, width: int, top_k: int
+) -> None:
+    grid = AnchorGrid(strides=[8], sizes=[[16.0, 32.0]], ratios=[0.5, 1.0, 2.0])
+    (anchors,), (points,) = grid.levels([(20, 30)]), grid.locations([(20, 30)])
+    # In float32, some scores would be equal, whose order is undefined.
+    logits, offsets = (torch.randn(1, 6 * count, 20, 30, dtype=torch.float64) for count in (classes, 4))
+    logits[0, 0, 3, 4] = torch.nan
+    logits, offsets = (x.contiguous(memory_format=memory_format) for x in (logits, offsets))
+    options = Postprocess(score_threshold=0.3, pre_nms_top_k=top_k, keep_empty_boxes=True)
+    (found,) = anchor_candidates(
+        [logits], [offsets], [anchors], [points], [(160, width)], coder=BoxCoder(), options=options
+    )
+
+    scores = flatten_anchors(logits, 6)[0].sigmoid()  # [3600, K]
+    is_valid = (scores > 0.3) & (points[:, 0] < width).repeat_interleave(6)[:, None]
+    rank, best = scores.where(is_valid, -1.0).flatten().topk(min(top_k, int(is_valid.sum())))
+    assert torch.equal(found.scores, rank)
+    assert found.labels.tolist() == (best % classes).tolist()
+    rows = best // classes
+    boxes = BoxCoder().decode(flatten_anchors(offsets, 6)[0][rows], anchors[rows])
+    assert torch.equal(found.boxes, clip(boxes, (160, width)))

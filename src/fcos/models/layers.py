@@ -42,10 +42,10 @@ def group_norm(channels: int, *, eps: float = 1e-5, groups: int = 32) -> GroupNo
 
 
 class FrozenBatchNorm2d(TorchvisionFrozenBatchNorm2d):
-    """Batch norm with fixed statistics and parameters, in one pass over the map and in its data type.
+    """Batch norm with fixed statistics and parameters, in the data type of the map.
 
-    torchvision's needs two passes, and its float32 parameters convert half-precision maps to float32. On the CPU,
-    float32 maps are normalised as there, so that results round exactly as in the original.
+    torchvision's float32 parameters would convert half-precision maps to float32. On the CPU, float32 maps round
+    exactly as there and in the original; all others are normalised in one pass.
     """
 
     weight: Tensor
@@ -55,11 +55,12 @@ class FrozenBatchNorm2d(TorchvisionFrozenBatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise a map [N, channels, H, W]; shape and data type stay the same."""
-        if x.device.type == "cpu" and x.dtype == self.weight.dtype:
-            return super().forward(x)
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
-        return torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
+        scale, shift = scale.to(x.dtype)[:, None, None], shift.to(x.dtype)[:, None, None]
+        if x.device.type == "cpu" and x.dtype == self.weight.dtype:
+            return (x * scale).add_(shift)  # `addcmul` rounds once instead of twice
+        return torch.addcmul(shift, x, scale)
 
 
 class SyncBatchNorm(nn.BatchNorm2d):

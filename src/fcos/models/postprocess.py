@@ -17,7 +17,7 @@ from torch import Tensor
 from ..boxes import class_wise_nms, clip, limit_detections
 from ..choices import BoxConvention, EmptyBoxes, RankedBy, Score
 from ..structures import Instances
-from .anchors import BoxCoder
+from .anchors import BoxCoder, flatten_anchors
 
 
 def decode(points: Tensor, ltrb: Tensor) -> Tensor:
@@ -285,7 +285,8 @@ def clip_to_image(boxes: Tensor, size: tuple[int, int], options: Postprocess) ->
 def _clip_to_image(instances: Instances, options: Postprocess) -> Instances:
     """Clip boxes to the image, and remove those without area unless the options keep them."""
     boxes, is_kept = clip_to_image(instances.boxes, instances.size, options)
-    return replace(instances, boxes=boxes)[is_kept]
+    clipped = replace(instances, boxes=boxes)
+    return clipped if is_kept.all() else clipped[is_kept]
 
 
 def select_candidates(
@@ -298,32 +299,59 @@ def select_candidates(
     options: FCOSPostprocess,
 ) -> LevelCandidates:
     """Select the candidates of one level of one image, at most `pre_nms_top_k`; for the arguments see `candidates`."""
-    flat, quality = logits.flatten(1), centerness.flatten().sigmoid()  # [K, H * W], [H * W]
-    best = flat.amax(0)  # [H * W]; NaN if any is NaN, which excludes no location
+    score, label, location = _select(
+        logits.flatten(1), centerness.flatten(), points, image_size=image_size, options=options
+    )
+    boxes = decode(points.index_select(0, location), _select_columns(ltrb.flatten(1), location).T)
+    return LevelCandidates(boxes, score, label, location)
+
+
+def _select(
+    logits: Tensor, quality: Tensor, points: Tensor, *, image_size: tuple[int, int], options: FCOSPostprocess
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Select the best predictions of one level of one image, at most `pre_nms_top_k`.
+
+    Args:
+        logits: [K, P] class logits of P predictions, equally many for each point, those of a point together.
+        quality: [P] centerness logits.
+        points: [H * W, 2] (x, y) in pixels.
+        image_size: (height, width) of the image without the padding.
+        options: options of scoring and selection.
+
+    Returns:
+        Scores [C], labels [C] and positions [C] among the P predictions, best first.
+    """
+    is_one_class = len(logits) == 1
+    best = logits[0] if is_one_class else logits.amax(0)  # [P]; NaN if any is NaN, which excludes no prediction
     # As the centerness is at most 1, sqrt(probability * centerness) > threshold implies probability > threshold**2.
     is_squared = options.threshold_on == "score" and options.score == "sqrt"
     lowest = options.score_threshold**2 if is_squared else options.score_threshold
-    location = torch.nonzero(~(best <= _logit(lowest) - 1e-3)).squeeze(1)
-    location = location[may_detect(points[location], image_size, options)]
-    if not len(location):  # as on most coarse levels
-        return LevelCandidates(flat.new_zeros(0, 4), flat.new_zeros(0), location, location)
-    min_logits = _logit(lowest) - 1e-3
-    if len(location) > options.pre_nms_top_k:
-        # The k-th best of these ranks is a lower bound of the k-th best of all classes.
-        _, rank, is_valid = _score(best[location], quality[location], options)
-        bound = torch.where(is_valid, rank, 0.0).topk(options.pre_nms_top_k).values[-1] * (1 - 1e-5)
-        location = location[~(rank < bound)]
-        probability = bound if options.top_k_on == "class" else bound / quality[location]
-        min_logits = probability.clamp(lowest, 0.999).logit() - 1e-3
     # A test on logits avoids the sigmoid of most; the exact tests follow on the rest.
-    x = _select_columns(flat, location)  # [K, P]
-    label, column = torch.nonzero(x > min_logits, as_tuple=True)
-    location = location[column]
-    score, rank, is_valid = _score(x[label, column], quality[location], options)
-    rank, best = torch.where(is_valid, rank, -1.0).topk(min(options.pre_nms_top_k, len(rank)))
-    best = best[rank >= 0]
-    boxes = decode(points[location[best]], ltrb.flatten(1).T[location[best]])
-    return LevelCandidates(boxes, score[best], label[best], location[best])
+    min_logits: Tensor | float = _logit(lowest) - 1e-3
+    index = torch.nonzero(~(best <= min_logits)).squeeze(1)
+    if not may_detect(points[-1:], image_size, options):  # the last point has the largest x and y
+        index = index[may_detect(points[index // (len(best) // len(points))], image_size, options)]
+    if not len(index):  # as on most coarse levels
+        return logits.new_zeros(0), index, index
+    quality = quality.index_select(0, index).sigmoid()
+    if len(index) > options.pre_nms_top_k:
+        # The k-th best of these ranks is a lower bound of the k-th best of all classes.
+        _, rank, is_valid = _score(best[index], quality, options)
+        bound = torch.where(is_valid, rank, 0.0).topk(options.pre_nms_top_k).values[-1] * (1 - 1e-5)
+        is_candidate = ~(rank < bound)
+        index, quality = index[is_candidate], quality[is_candidate]
+        probability = bound if options.top_k_on == "class" else bound / quality
+        min_logits = probability.clamp(lowest, 0.999).logit() - 1e-3
+    if is_one_class:
+        x, label = best.index_select(0, index), torch.zeros_like(index)
+    else:
+        x = _select_columns(logits, index)
+        label, column = torch.nonzero(x > min_logits, as_tuple=True)
+        x, quality, index = x[label, column], quality.index_select(0, column), index.index_select(0, column)
+    score, rank, is_valid = _score(x, quality, options)
+    limit = min(options.pre_nms_top_k, int(is_valid.sum()))
+    best = torch.where(is_valid, rank, -1.0).topk(limit).indices
+    return score.index_select(0, best), label.index_select(0, best), index.index_select(0, best)
 
 
 def _select_columns(rows: Tensor, index: Tensor) -> Tensor:
@@ -358,21 +386,12 @@ def _select_anchor_candidates(
     options: Postprocess,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return boxes [C, 4], scores [C] and labels [C] of one level of one image, with C <= `pre_nms_top_k`."""
-    num_points = len(points)
-    num_anchors = len(anchors) // num_points
-    num_classes = len(logits) // num_anchors
-    flat = logits.flatten()  # [A * K * H * W]
-    index = torch.nonzero(flat > _logit(options.score_threshold) - 1e-3).squeeze(1)  # the exact test follows
-    index = index[may_detect(points[index % num_points], image_size, options)]
-    score = flat[index].sigmoid()
-    rank = torch.where(score > options.score_threshold, score, -1.0)  # also excludes NaN
-    rank, best = rank.topk(min(options.pre_nms_top_k, len(rank)))
-    index = index[best[rank >= 0]]
-    row, location = index // num_points, index % num_points
-    anchor = row // num_classes
-    anchor_offsets = offsets.unflatten(0, (num_anchors, 4)).flatten(2)[anchor, :, location]  # [C, 4]
-    boxes = coder.decode(anchor_offsets, anchors[location * num_anchors + anchor])
-    return boxes, rank[rank >= 0], row % num_classes
+    num_anchors = len(anchors) // len(points)
+    rows, anchor_offsets = (flatten_anchors(x[None], num_anchors)[0] for x in (logits, offsets))  # [P, K], [P, 4]
+    scoring = FCOSPostprocess(**vars(options), score="product", top_k_on="class")  # the score is the class probability
+    certain = logits.new_full((), math.inf).expand(len(anchors))
+    score, label, anchor = _select(rows.T, certain, points, image_size=image_size, options=scoring)
+    return coder.decode(anchor_offsets[anchor], anchors[anchor]), score, label
 
 
 def may_detect(points: Tensor, image_size: tuple[int, int], options: Postprocess) -> Tensor:
