@@ -30,6 +30,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("fcos", {"box_convention": "inclusive"}),
     ("fcos", {"score_threshold": 0.99}),
     ("fcos", {"location": "corner", "head": {"num_convs": 1, "regression": "relu_stride"}}),
+    ("fcos", {"fpn": {"channels": 64, "separable": True}, "head": {"num_convs": 1, "norm": "bn", "separable": True}}),
     ("retinanet", {}),
     ("retinanet", {"max_detections": -1, "nms_threshold": 0.3}),
     ("retinanet", {"box_convention": "inclusive"}),

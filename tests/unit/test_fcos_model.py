@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectors import tiny_config, tiny_model
 from fcos_inputs import build, noise, sizes_of, two_boxes
 from ground_truth import objects_of
@@ -195,6 +196,24 @@ def test_towers_can_share_convolutions() -> None:
     expected = head.shared_tower(features[0])
     torch.testing.assert_close(head(features).logits[0], head.logits(expected))
     torch.testing.assert_close(head(features).centerness[4], head.centerness(expected))
+
+
+def test_towers_can_be_separable() -> None:
+    head = build(head={"num_convs": 2, "deformable": True, "separable": True}).head
+    assert [type(layer).__name__ for layer in head.box_tower] == [
+        *("SeparableConv", "GroupNorm", "ReLU"),
+        *("DeformConv", "GroupNorm", "ReLU"),
+    ]
+    depthwise, pointwise = head.box_tower[0].children()
+    feature = torch.randn(1, 64, 5, 6)
+    assert (list(depthwise.weight.shape), list(pointwise.weight.shape)) == ([64, 1, 3, 3], [64, 64, 1, 1])
+    assert (depthwise.bias, pointwise.bias.tolist()) == (None, [0.0] * 64)
+    # One kernel per pair of channels: the product of both weights.
+    kernels = pointwise.weight * depthwise.weight[:, 0]
+    torch.testing.assert_close(head.box_tower[0](feature), F.conv2d(feature, kernels, padding=1), rtol=0, atol=1e-5)
+    # The depthwise convolution keeps the size of its values; the pointwise one starts like every layer of a head.
+    assert depthwise.weight.std().item() == pytest.approx(1 / 3, rel=0.2)
+    assert pointwise.weight.std().item() == pytest.approx(0.01, rel=0.1)
 
 
 def test_tower_convolutions_can_omit_bias() -> None:

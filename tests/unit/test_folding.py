@@ -6,13 +6,14 @@ import threading
 
 import pytest
 import torch
-from detectors import tiny_detector
+from detectors import tiny_config, tiny_detector
 from small_backbones import one_block_per_stage
 from torch import nn
 
 from fcos.config.overrides import validate
+from fcos.models import build_model
 from fcos.models.backbones import build_backbone
-from fcos.models.folding import BatchNormFolding, fold_batch_norms
+from fcos.models.folding import BatchNormFolding, fold_batch_norms, fold_frozen_stages
 
 CASES = {
     "mobilenet_v2": {},
@@ -184,6 +185,59 @@ def test_modules_except_the_backbone_and_options_are_shared(model):
     assert all(name.startswith("backbone.") for name in own)
 
 
+NANO = {
+    "fpn": {"channels": 64, "norm": "bn", "relu": True, "separable": True},
+    "head": {"num_convs": 1, "num_shared_convs": 2, "norm": "bn", "separable": True},
+}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        NANO,
+        {"head": {"num_convs": 1, "norm": "bn", "conv_bias": False}},
+        {"head": {"num_convs": 2, "norm": "bn", "deformable": True}},
+        {"name": "retinanet", "head": {"num_convs": 1, "norm": "bn"}, "fpn": {"channels": 32, "norm": "bn"}},
+        {"name": "rcnn", "fpn": {"channels": 32, "norm": "bn"}},
+    ],
+    ids=["separable", "towers", "deformable", "retinanet", "rcnn"],
+)
+def test_batch_norms_of_pyramid_and_towers_are_folded(options):
+    torch.manual_seed(0)
+    model = randomize_norms(build_model(tiny_config(**options).model, num_classes=3, pretrained=False))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    folded = BatchNormFolding()(model)
+    assert norms_of(folded) == []
+    features = [torch.randn(1, channels, 64 // 2**i, 96 // 2**i) for i, channels in enumerate((32, 96, 320))]
+    with torch.no_grad():
+        levels, found = (each.get_submodule("fpn")(features) for each in (model, folded))
+        outputs = [(levels, found)]
+        if hasattr(model, "head"):
+            outputs += zip(*(each.get_submodule("head")(levels) for each in (model, folded)), strict=True)
+    for expected, maps in outputs:
+        for a, b in zip(maps, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * float(b.abs().max()) + 1e-7)
+    assert all(model.state_dict()[key].equal(value) for key, value in before.items())
+
+
+def test_towers_are_folded_again_after_changes():
+    model = randomize_norms(build_model(tiny_config(**NANO).model, num_classes=3, pretrained=False))
+    fold = BatchNormFolding()
+    first = fold(model).head
+    assert fold(model).head is first
+    with torch.no_grad():
+        model.get_buffer("head.cls_tower.1.2.running_mean").add_(1)
+    second = fold(model).head
+    assert second is not first
+    assert fold(model).head is second
+    norm = model.get_submodule("head.cls_tower.1.0")
+    handle = norm.register_forward_hook(lambda *_: None)
+    assert fold(model).head is model.head
+    handle.remove()
+    norm.train()  # the norm of one level: none of this layer can be folded
+    assert norms_of(fold(model).head) == [f"cls_tower.1.{level}" for level in range(5)]
+
+
 def test_folding_is_repeated_only_after_changes(model):
     fold = BatchNormFolding()
     first = fold(model).backbone
@@ -251,3 +305,46 @@ def test_predictions_equal_those_of_the_model_itself(detector):
     assert len(found) == len(expected) > 10
     torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-2)
+
+
+def frozen_detector(**backbone):
+    torch.manual_seed(0)
+    backbone = {"name": "mobilenet_v2", "weights": None, "frozen_stages": 2, **backbone}
+    return randomize_norms(build_model(tiny_config(backbone=backbone).model, num_classes=3, pretrained=False)).train()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "frozen"),
+    [
+        ({}, ("features.0.", "features.1.", "features.2.", "features.3.")),
+        ({"frozen_stages": 5}, ("features.",)),
+        ({"name": "resnet50", "norm": "frozen_bn"}, ("bn1", "layer1")),  # frozen norms of trainable convolutions stay
+    ],
+)
+def test_frozen_stages_are_folded_for_training(backbone, frozen, monkeypatch):
+    one_block_per_stage(monkeypatch)
+    model = frozen_detector(**backbone)
+    folded = fold_frozen_stages(model)
+    assert norms_of(folded.backbone) == [name for name in norms_of(model.backbone) if not name.startswith(frozen)]
+    trainable = [id(p) for p in model.parameters() if p.requires_grad]
+    assert [id(p) for p in folded.parameters() if p.requires_grad] == trainable
+    assert all(each.training for each in folded.get_submodule("backbone").modules())
+    statistics = {key: value for key, value in model.state_dict().items() if key.endswith("running_mean")}
+    shared = {key: value for key, value in folded.state_dict().items() if key in statistics}
+    assert all(value.data_ptr() == statistics[key].data_ptr() for key, value in shared.items())
+
+    images, sizes = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8), torch.tensor([[64, 96]] * 2)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    with torch.no_grad():
+        expected = model(images, sizes)
+        after = {key: value.clone() for key, value in model.state_dict().items()}
+        model.load_state_dict(state)
+        found = folded(images, sizes)
+    for a, b in zip(found.logits, expected.logits, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4 * float(b.abs().max()))
+    torch.testing.assert_close(model.state_dict(), after, rtol=1e-3, atol=1e-4)  # batch-norm statistics of both
+
+
+def test_detector_without_frozen_stages_is_unchanged_for_training():
+    model = frozen_detector(frozen_stages=0)
+    assert fold_frozen_stages(model) is model

@@ -52,6 +52,16 @@ def test_max_pool_levels_contain_every_second_value_and_have_no_parameters(size:
     assert not [name for name, _ in fpn.named_parameters() if name.startswith("extra")]
 
 
+def test_separable_output_convolutions_have_the_same_levels_and_fewer_weights() -> None:
+    features = maps((9, 8), (5, 4))
+    for norm, layers in (("none", ["SeparableConv"] * 2), ("bn", ["Sequential"] * 2)):
+        fpn = FPN([8, 16], 32, separable=True, norm=norm)
+        assert [type(layer).__name__ for layer in fpn.output] == layers
+        assert [tuple(x.shape[2:]) for x in fpn(features)] == [(9, 8), (5, 4), (3, 2), (2, 1)]
+    weights = {name: list(each.shape) for name, each in FPN([8], 32, separable=True).output.named_parameters()}
+    assert weights == {"0.0.weight": [32, 1, 3, 3], "0.1.weight": [32, 32, 1, 1], "0.1.bias": [32]}
+
+
 def test_information_flows_only_from_coarse_to_fine_levels() -> None:
     fpn, features = FPN([8, 16], 32, extra_levels=0), [x.requires_grad_() for x in maps((8, 8), (4, 4))]
     fine, coarse = fpn(features)

@@ -23,6 +23,7 @@ from fcos.errors import ConfigError, TrainingError
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.models import build_model
 from fcos.models.fcos import FCOS, FCOSHead
+from fcos.models.folding import fold_frozen_stages
 from fcos.structures import Losses, Objects
 from fcos.training import step
 from fcos.training.loop import train
@@ -62,6 +63,24 @@ def test_training_option_does_not_change_the_losses(
     if options.get("precision") == "float16":  # no update until the loss scale is small enough
         expected, found = expected[:1], found[:1]
     assert found == pytest.approx(expected, rel=tolerance, abs=0)
+
+
+def test_folded_frozen_stages_give_the_same_losses_and_weights(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = {"backbone": {**FROZEN_BN["backbone"], "frozen_stages": 2}}
+    calls = []
+    monkeypatch.setattr(step, "fold_frozen_stages", lambda each: calls.append(each) or fold_frozen_stages(each))
+    runs = [
+        train(configure(model=model, fold_frozen=fold).model_copy(update={"output_dir": tmp_path / str(fold)})).run
+        for fold in (False, True)
+    ]
+    assert len(calls) == 1
+    assert losses_of(runs[1]) == pytest.approx(losses_of(runs[0]), rel=1e-5, abs=0)
+    states = [load_checkpoint(run / "weights/last.pt").model for run in runs]
+    assert states[0].keys() == states[1].keys()
+    frozen = [name for name in states[0] if name.startswith(("backbone.features.0.", "backbone.features.3."))]
+    assert all(states[0][name].equal(states[1][name]) for name in frozen)
 
 
 def images_and_targets(count: int) -> tuple[torch.Tensor, torch.Tensor, list[Objects]]:

@@ -63,6 +63,8 @@ class FPNConfig(Section):
     """Epsilon of group norm or batch norm."""
     relu: bool = option(False, "shape")
     """Apply ReLU after every lateral and output convolution."""
+    separable: bool = option(False, "shape")
+    """Make the 3x3 output convolutions depthwise separable, with a ninth of the operations."""
 
 
 class HeadConfig(Section):
@@ -77,6 +79,8 @@ class HeadConfig(Section):
     """Use a bias in the convolutions of the towers (mmdetection's first configs do not)."""
     deformable: bool = option(False, "shape")
     """Make the last convolution of each tower deformable (DCNv2)."""
+    separable: bool = option(False, "shape")
+    """Make the other convolutions of the towers depthwise separable, with a ninth of the operations."""
     centerness_on: Tower = option("cls", "meaning")
     """Tower that predicts the centerness."""
     regression: Regression = option("exp", "meaning")

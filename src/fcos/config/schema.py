@@ -259,6 +259,8 @@ class TrainConfig(_Section):
     freeze: list[str] = []
     """Parameters to freeze, as globs of their names: `[backbone.*, fpn.*]`. Batch norm whose parameters are all frozen
     keeps its running statistics."""
+    fold_frozen: bool = False
+    """Fold batch norms of frozen stages into their convolutions in training steps: faster, equal up to rounding."""
     schedule: Literal["multistep", "cosine"] = "multistep"
     milestones: list[Annotated[float, Field(ge=0, le=MAX_COUNT)]] = option([2 / 3, 8 / 9], needs="schedule=multistep")
     """`multistep`: iterations at which the learning rate is multiplied by `gamma`; values below 1: fractions of the

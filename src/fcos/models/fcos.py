@@ -59,6 +59,7 @@ class FCOSHead(nn.Module):
         norm: normalisation after each of these convolutions, see `layers.build_tower`.
         conv_bias: whether these convolutions have a bias.
         deformable: whether the last convolution of each tower is a `DeformConv`.
+        separable: whether the other convolutions of the towers are `SeparableConv`s.
         centerness_on: tower that the centerness is predicted from.
         regression: `exp`: distances are exp(scale_l x) pixels; `relu_stride`: relu(scale_l x) strides.
         level_scales: whether the scale_l of every level is learned; otherwise it is 1.
@@ -76,6 +77,7 @@ class FCOSHead(nn.Module):
         norm: TowerNorm = "gn",
         conv_bias: bool = True,
         deformable: bool = False,
+        separable: bool = False,
         centerness_on: Tower = "cls",
         regression: Regression = "exp",
         level_scales: bool = True,
@@ -85,7 +87,7 @@ class FCOSHead(nn.Module):
         self.strides = list(strides)
         self.centerness_on_box = centerness_on == "box"
         self.regression = regression
-        tower = partial(build_tower, channels, len(strides), norm=norm, bias=conv_bias)
+        tower = partial(build_tower, channels, len(strides), norm=norm, bias=conv_bias, separable=separable)
         self.shared_tower = tower(num_convs=num_shared_convs, deformable=False)
         self.cls_tower, self.box_tower = (tower(num_convs=num_convs, deformable=deformable) for _ in range(2))
         self.logits = nn.Conv2d(channels, num_classes, 3, padding=1)

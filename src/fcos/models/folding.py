@@ -1,20 +1,22 @@
-"""Folding of batch norms into the convolutions before them, for inference."""
+"""Folding of batch norms into the convolutions before them, for inference and for frozen stages in training."""
 
 from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
+from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
 from .detector import DetectionModel
-from .layers import DeformConv
+from .fpn import FPN
+from .layers import DeformConv, SeparableConv, Tower
 
 Model = TypeVar("Model", bound=DetectionModel)
 
@@ -25,20 +27,20 @@ _TOLERANCE = 1e-3
 
 
 class BatchNormFolding:
-    """Detector without the batch norms of its backbone that follow a convolution.
+    """Detector without the batch norms that follow a convolution, in the backbone, the pyramid and one-stage heads.
 
     In evaluation mode, such a batch norm is an affine function of every channel, which the weights and the bias of the
     convolution can contain. The maps differ by rounding only. This saves a pass over every map, and the conversion to
     float32 that float32 statistics cause under autocast.
 
-    The result of the last call is kept until the backbone changes. Values changed by `tensor.data` or in the inference
+    The result of the last call is kept until these modules change. Values changed by `tensor.data` or in the inference
     mode are not noticed, because PyTorch does not track these changes. Copies and pickles do not contain the result.
     """
 
     def __init__(self):
         self._state: list[Any] = []
         self._tensors: list[Tensor] = []
-        self._folded: nn.Module | None = None
+        self._folded: dict[str, nn.Module] = {}  # by their names in the detector
 
     def __reduce__(self) -> tuple[type[BatchNormFolding], tuple[()]]:
         return BatchNormFolding, ()
@@ -50,30 +52,55 @@ class BatchNormFolding:
             model: detector in evaluation mode. It is not changed.
 
         Returns:
-            A detector that shares all modules with `model` except the backbone, and all parameters except those of the
-            folded convolutions. `model` itself if `fold_batch_norms` returns None, or if the model is compiled.
+            A detector that shares all modules with `model` except the folded ones, and all parameters except those of
+            the folded convolutions. `model` itself if nothing can be folded (see `fold_batch_norms` and
+            `fold_sequences`), or if the model is compiled.
         """
         backbone = getattr(model, "backbone", None)
         if not isinstance(backbone, nn.Module) or _is_compiled(model):
             return model
-        state = _state(backbone)
+        others = {name: part for name, part in model.named_children() if name in ("fpn", "head")}
+        parts = [backbone, *others.values()]
+        state = [item for part in parts for item in _state(part)]
         if state != self._state:
-            self._folded = fold_batch_norms(backbone, like=model.pixel_mean)
+            folded = {"backbone": fold_batch_norms(backbone, like=model.pixel_mean)}
+            folded |= {name: fold_sequences(part) for name, part in others.items()}
+            self._folded = {name: part for name, part in folded.items() if part is not None}
             self._state = state  # last, for other threads
-            self._tensors = [*backbone.parameters(), *backbone.buffers()]  # while they exist, no others have their ids
-        if self._folded is None:
+            # While they exist, no others have their ids.
+            self._tensors = [tensor for part in parts for tensor in chain(part.parameters(), part.buffers())]
+        if not self._folded:
             return model
-        result = copy.copy(model)
-        result._modules = {**model._modules, "backbone": self._folded}
-        return result
+        return _with_modules(model, self._folded)
 
 
-def fold_batch_norms(backbone: nn.Module, *, like: Tensor) -> nn.Module | None:
+def fold_frozen_stages(model: Model) -> Model:
+    """Return a detector for training steps whose frozen batch norms are folded into frozen convolutions before them.
+
+    The maps differ by rounding only.
+
+    Args:
+        model: detector with its initial weights, on its device. It is not changed. As the folded convolutions are not
+            trained, the result needs not be computed again after a step.
+
+    Returns:
+        A detector that shares all other modules outside of the backbone, and all parameters and buffers that a training
+        step changes. `model` itself if nothing can be folded, see `fold_batch_norms`.
+    """
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, nn.Module):
+        return model
+    folded = fold_batch_norms(backbone, like=model.pixel_mean, only_frozen=True)
+    return model if folded is None else _with_modules(model, {"backbone": folded})
+
+
+def fold_batch_norms(backbone: nn.Module, *, like: Tensor, only_frozen: bool = False) -> nn.Module | None:
     """Return a copy of a backbone with its batch norms folded into the convolutions before them.
 
     Args:
-        backbone: a `Backbone` in evaluation mode.
+        backbone: a `Backbone` in evaluation mode, or in any mode with `only_frozen`.
         like: tensor with the device and the data type of its input.
+        only_frozen: fold only frozen batch norms into frozen convolutions, and keep the mode of all modules.
 
     Returns:
         None if there is nothing to fold, if a module has hooks, which may observe a batch norm, or is compiled, if the
@@ -85,17 +112,68 @@ def fold_batch_norms(backbone: nn.Module, *, like: Tensor) -> nn.Module | None:
     # Tensors of the inference mode could not be used outside of it.
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(like.device.type, enabled=False):
         try:
-            return _fold(backbone, image)
+            return _fold(backbone, image, only_frozen=only_frozen)
         except Exception:  # a user's backbone can raise anything
             return None
 
 
-def _state(backbone: nn.Module) -> list[Any]:
-    """Return everything that the folded backbone depends on; equal lists mean that it need not be folded again."""
+def fold_sequences(part: nn.Module) -> nn.Module | None:
+    """Return a copy of a pyramid or a head with the batch norms folded that follow a convolution in a sequence.
+
+    A convolution that is followed by one batch norm per level becomes one convolution per level.
+
+    Args:
+        part: pyramid or head in evaluation mode. Sequences are those of an `FPN` and every `Tower`.
+
+    Returns:
+        None if there is nothing to fold, or if a module has hooks or is compiled.
+    """
+    kind = nn.Sequential if isinstance(part, FPN) else Tower
+    if not any(isinstance(module, kind) for module in part.modules()) or any(
+        _num_hooks(module) or _is_compiled(module) for module in part.modules()
+    ):
+        return None
+    with torch.inference_mode(False), torch.no_grad():
+        folded = _copy(part)
+        counts = [_fold_sequence(module) for module in list(folded.modules()) if isinstance(module, kind)]
+    return folded if any(counts) else None
+
+
+def _fold_sequence(sequence: nn.Sequential) -> int:
+    """Fold the batch norms of a sequence, in place, and return their number."""
+    count = 0
+    for index, (conv, norm) in enumerate(pairwise(list(sequence))):
+        norms = list(norm) if isinstance(norm, nn.ModuleList) else [norm]
+        if not (_is_conv(conv) or isinstance(conv, SeparableConv)) or not norms or not all(map(_is_batch_norm, norms)):
+            continue
+        convs = [_copy(conv) for _ in norms]
+        for each, its_norm in zip(convs, norms, strict=True):
+            _fold_into(each, its_norm)
+        are_lists = isinstance(norm, nn.ModuleList)
+        sequence[index] = nn.ModuleList(convs) if are_lists else convs[0]
+        sequence[index + 1] = nn.ModuleList(nn.Identity() for _ in norms) if are_lists else nn.Identity()
+        count += len(norms)
+    return count
+
+
+def _with_modules(model: Model, modules: Mapping[str, nn.Module]) -> Model:
+    """Return a copy of a detector that shares all modules except those given by name."""
+    result = copy.copy(model)
+    result._modules = {**model._modules, **modules}
+    return result
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    """Return a copy of a module that shares its tensors."""
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())})
+
+
+def _state(part: nn.Module) -> list[Any]:
+    """Return everything that a folded module depends on; equal lists mean that it need not be folded again."""
     state: list[Any] = []
-    for module in backbone.modules():
+    for module in part.modules():
         state += module, module.training, _num_hooks(module), _is_compiled(module), getattr(module, "eps", None)
-    for tensor in chain(backbone.parameters(), backbone.buffers()):
+    for tensor in chain(part.parameters(), part.buffers()):
         state += id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
     return state
 
@@ -109,11 +187,15 @@ def _is_compiled(module: nn.Module) -> bool:
     return module._compiled_call_impl is not None or "_orig_mod" in module._modules
 
 
-def _fold(backbone: nn.Module, image: Tensor) -> nn.Module | None:
+def _fold(backbone: nn.Module, image: Tensor, *, only_frozen: bool) -> nn.Module | None:
     """Return a copy of a backbone with its batch norms folded; None if there are none, or if its maps differ."""
-    tensors = chain(backbone.parameters(), backbone.buffers())
-    folded = copy.deepcopy(backbone, {id(tensor): tensor for tensor in tensors})  # which the copy shares
+    folded = _copy(backbone)
+    modes = [(module, module.training) for module in folded.modules()]
+    if only_frozen:
+        folded.eval()
     pairs, expected = _find_pairs(folded, image)
+    if only_frozen:
+        pairs = {conv: norm for conv, norm in pairs.items() if _are_frozen(folded, conv, norm)}
     if not pairs:
         return None
     for conv_path, norm_path in pairs.items():
@@ -124,7 +206,16 @@ def _fold(backbone: nn.Module, image: Tensor) -> nn.Module | None:
     found = folded(image)
     if not all(_is_close(found[name], maps) for name, maps in expected.items()):
         return None
+    for module, mode in modes:
+        module.training = mode
     return folded
+
+
+def _are_frozen(backbone: nn.Module, conv_path: str, norm_path: str) -> bool:
+    """Return whether a convolution has no trainable parameter, and a batch norm always uses its statistics."""
+    conv, norm = backbone.get_submodule(conv_path), backbone.get_submodule(norm_path)
+    parameters = chain(conv.parameters(), norm.parameters())
+    return isinstance(norm, TorchvisionFrozenBatchNorm2d) and not any(each.requires_grad for each in parameters)
 
 
 def _find_pairs(backbone: nn.Module, image: Tensor) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -176,7 +267,7 @@ def _is_batch_norm(module: nn.Module) -> bool:
 
 def _fold_into(conv: nn.Module, norm: Any) -> None:
     """Multiply and shift the output of a convolution as a batch norm does; computed in float64."""
-    target = conv.conv if isinstance(conv, DeformConv) else conv
+    target = conv.conv if isinstance(conv, DeformConv) else conv[-1] if isinstance(conv, SeparableConv) else conv
     assert isinstance(target, nn.Conv2d)
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:

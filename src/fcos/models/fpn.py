@@ -32,6 +32,7 @@ class FPN(nn.Module):
         norm_groups: groups of `gn`, see `layers.group_norm`.
         norm_eps: epsilon of `gn` or `bn`.
         relu: True if a ReLU follows these convolutions.
+        separable: True if the output convolutions are `SeparableConv`s.
     """
 
     def __init__(
@@ -46,12 +47,15 @@ class FPN(nn.Module):
         norm_groups: int = 32,
         norm_eps: float = 1e-5,
         relu: bool = False,
+        separable: bool = False,
     ):
         super().__init__()
         norm_options = {"eps": norm_eps, **({"groups": norm_groups} if norm == "gn" else {})}
         options = {"norm": norm, "norm_options": norm_options, "relu": relu}
         self.lateral = nn.ModuleList(conv_norm_relu(c, channels, 1, **options) for c in in_channels)
-        self.output = nn.ModuleList(conv_norm_relu(channels, channels, 3, **options) for _ in in_channels)
+        self.output = nn.ModuleList(
+            conv_norm_relu(channels, channels, 3, separable=separable, **options) for _ in in_channels
+        )
         self.extra_from_c5 = extra_level_source == "c5"
         self.extra_level_relu = extra_level_relu
         first_channels = in_channels[-1] if self.extra_from_c5 else channels

@@ -23,6 +23,7 @@ from ..distributed import all_gather, mean_over_processes, world_size
 from ..errors import ConfigError, TrainingError
 from ..masks import Masks
 from ..models import DetectionModel
+from ..models.folding import fold_frozen_stages
 from ..precision import autocast
 from ..structures import Batch, Losses, Objects
 from .diagnosis import explain_non_finite
@@ -129,14 +130,19 @@ def _whole_images(box: Tensor, label: Tensor, count: int, *, num_keypoints: int)
 
 
 def wrap_model(run: Run) -> nn.Module:
-    """Return the model, compiled if `train.compile` is set, and wrapped in DDP if several processes train."""
+    """Return the model for the training steps, with the same parameters.
+
+    Frozen stages are folded if `train.fold_frozen` is set, the model is compiled if `train.compile` is set, and it is
+    wrapped in DDP if several processes train.
+    """
+    model = fold_frozen_stages(run.model) if run.config.train.fold_frozen else run.model
     if run.config.train.compile:
-        compile_modules(run.model)
+        compile_modules(model)
     if world_size() == 1:
-        return run.model
+        return model
     if is_own(run.config.model.backbone.name):  # it may leave parameters unused
-        return DistributedDataParallel(_UnusedParameterModel(run.model), find_unused_parameters=True)
-    return DistributedDataParallel(run.model)
+        return DistributedDataParallel(_UnusedParameterModel(model), find_unused_parameters=True)
+    return DistributedDataParallel(model)
 
 
 class _UnusedParameterModel(nn.Module):
