@@ -204,13 +204,17 @@ def test_towers_can_be_separable() -> None:
         *("SeparableConv", "GroupNorm", "ReLU"),
         *("DeformConv", "GroupNorm", "ReLU"),
     ]
-    depthwise, pointwise = head.box_tower[0].children()
+    conv = head.box_tower[0]
+    depthwise, pointwise = conv.children()
+    assert isinstance(depthwise, torch.nn.Conv2d)
+    assert isinstance(pointwise, torch.nn.Conv2d)
+    assert pointwise.bias is not None
     feature = torch.randn(1, 64, 5, 6)
     assert (list(depthwise.weight.shape), list(pointwise.weight.shape)) == ([64, 1, 3, 3], [64, 64, 1, 1])
     assert (depthwise.bias, pointwise.bias.tolist()) == (None, [0.0] * 64)
     # One kernel per pair of channels: the product of both weights.
     kernels = pointwise.weight * depthwise.weight[:, 0]
-    torch.testing.assert_close(head.box_tower[0](feature), F.conv2d(feature, kernels, padding=1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(conv(feature), F.conv2d(feature, kernels, padding=1), rtol=0, atol=1e-5)
     # The depthwise convolution keeps the size of its values; the pointwise one starts like every layer of a head.
     assert depthwise.weight.std().item() == pytest.approx(1 / 3, rel=0.2)
     assert pointwise.weight.std().item() == pytest.approx(0.01, rel=0.1)
