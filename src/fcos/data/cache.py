@@ -25,9 +25,9 @@ from .workers import available_memory
 LARGEST_SHARE = 0.5
 """Largest share of the available memory, or of the free disk space, that a cache may take."""
 _HAS_LINKS = Path("/proc/self/fd").is_dir()
-"""Whether files without name have a path, as on Linux."""
+"""True where files without name have a path, as on Linux."""
 _HAS_MEMORY_FILES = _HAS_LINKS and hasattr(os, "memfd_create")
-"""Whether there are files in memory. Otherwise `ram` is a file on disk, too, which the system keeps in memory."""
+"""True where files can be in memory. Otherwise `ram` is a file on disk, too, which the system keeps in memory."""
 _VERSION = struct.Struct("<qq")  # size and time of modification of an image file
 
 
