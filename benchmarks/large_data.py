@@ -3,8 +3,8 @@
     python benchmarks/large_data.py [--images 5000] [--rounds 3]
 
 Evaluation: 100 generated detections per image, of 80 and of 1,200 classes, in turns; pycocotools evaluates the first
-300 images. Coverage: 20 generated boxes per image; the assignment of training finds the same boxes image by image, on
-the first 300 images.
+100 images. Coverage: 20 generated boxes per image; the assignment of training finds the same boxes image by image, on
+the first 100 images.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from fcos.evaluation.coco_metrics import coco_metrics
 from fcos.models.points import assign_targets
 from fcos.structures import Objects
 
-FEW = 300
+FEW = 100
 """Number of images for the slower side of a comparison."""
 SIZE = 640
 OBJECTS, DETECTIONS = 7, 100

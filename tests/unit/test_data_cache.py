@@ -242,7 +242,7 @@ def test_training_with_a_cache_gives_the_same_weights(root: Path, kind: Cache, t
 def read_images(rank: int, _: int, config: Config) -> list[torch.Tensor]:
     """Read the images of a run in this process; process 0 makes the files unreadable before process 1 reads them."""
     with ExitStack() as stack:
-        run, *_ = prepare_run(config, "fcos", torch.device("cpu"), stack, elapsed=lambda: 0.0)
+        run = prepare_run(config, "fcos", torch.device("cpu"), stack, elapsed=lambda: 0.0)[0]
         assert run.val_data is not None
         if rank == 1:
             barrier()

@@ -6,8 +6,8 @@ decoded from. It has no name, so that nothing remains of it when the last proces
 
 from __future__ import annotations
 
-import logging
 import os
+import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Sequence
@@ -22,10 +22,12 @@ from ..choices import Cache
 from ..errors import ConfigError
 from .workers import available_memory
 
-logger = logging.getLogger(__name__)
-
 LARGEST_SHARE = 0.5
 """Largest share of the available memory, or of the free disk space, that a cache may take."""
+_HAS_LINKS = Path("/proc/self/fd").is_dir()
+"""True where files without name have a path, as on Linux."""
+_HAS_MEMORY_FILES = _HAS_LINKS and hasattr(os, "memfd_create")
+"""True where files can be in memory. Otherwise `ram` is a file on disk, too, which the system keeps in memory."""
 _VERSION = struct.Struct("<qq")  # size and time of modification of an image file
 
 
@@ -155,16 +157,14 @@ class CacheFiles:
 
     def _create(self, kind: Cache) -> tuple[FileIO, str]:
         """Create a file; return it with a path by which other processes can open it."""
-        has_links = Path("/proc/self/fd").is_dir()  # Linux: files without name have a path, too
-        if kind == "ram" and has_links and hasattr(os, "memfd_create"):
+        if kind == "ram" and _HAS_MEMORY_FILES:
             descriptor = os.memfd_create("fcos-pixels")
         else:
             descriptor, name = tempfile.mkstemp(prefix="fcos-pixels-", dir=disk_folder())
-            if has_links:
-                os.unlink(name)
-            else:
+            if not _HAS_LINKS:
                 self._named.append(name)
                 return os.fdopen(descriptor, "r+b", buffering=0), name
+            os.unlink(name)
         return os.fdopen(descriptor, "r+b", buffering=0), f"/proc/{os.getpid()}/fd/{descriptor}"
 
     def close(self) -> None:
@@ -190,12 +190,10 @@ def disk_folder() -> Path:
 def _check_space(kind: Cache, sizes: Sequence[np.ndarray]) -> None:
     """Raise ConfigError if the decoded images take too much of the available memory or disk space."""
     needed = sum(map(decoded_bytes, sizes))
-    if kind == "ram":
+    if kind == "ram" and _HAS_MEMORY_FILES:
         available, place = available_memory(), "available memory"
         remedy = "use data.cache=disk, or leave out data.cache"
     else:
-        import shutil
-
         available, place = shutil.disk_usage(disk_folder()).free, f"free disk space in {disk_folder()}"
         remedy = "set TMPDIR to a folder on a larger disk, or leave out data.cache"
     if available is not None and needed > LARGEST_SHARE * available:
