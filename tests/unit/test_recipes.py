@@ -44,7 +44,7 @@ def build(*options: str, recipe: str | None = SMALL) -> FCOS:
     return build_fcos(config.model, num_classes=3)
 
 
-@pytest.mark.parametrize("recipe", [*REAL_TIME, SMALL])
+@pytest.mark.parametrize("recipe", [*REAL_TIME, SMALL, "fcos_mnv2_nano"])
 def test_recipe_trains_for_two_iterations(recipe: str, data: Path, tmp_path: Path) -> None:
     config = load_config(
         recipe,
