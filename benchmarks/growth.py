@@ -146,7 +146,7 @@ def milliseconds(job: Job, repeats: int) -> float:
 
 def draw(quantity: str, curves: dict[str, tuple[list[int], list[float]]]) -> None:
     """Write the plot of one quantity to docs/."""
-    mpl = import_matplotlib()
+    mpl: Any = import_matplotlib()
     mpl.rcParams |= {"svg.hashsalt": quantity, "svg.fonttype": "none"}  # equal data, equal file; small files
     from matplotlib.figure import Figure
 
