@@ -34,7 +34,7 @@ Job = Callable[[], object]
 
 
 class Jobs(NamedTuple):
-    """What is measured of a recipe."""
+    """Facts and jobs of a recipe."""
 
     parameters: int
     operations: int  # of the detection

@@ -88,6 +88,16 @@ def test_explained_detections_are_those_of_predict(weights: Path, data: Path, th
     assert [tuple(level.shape) for level in explanation.scores] == [(2, 8, 6), (2, 4, 3)]  # 60 x 45, padded to 64 x 48
 
 
+def test_detector_with_separable_towers_and_batch_norm_is_explained(data: Path, tmp_path: Path) -> None:
+    fpn = {"channels": 32, "norm": "bn", "separable": True}
+    file = save(tmp_path / "best.pt", fpn=fpn, head={"num_convs": 1, "norm": "bn", "separable": True})
+    explanation = fcos.explain(file, data / "images/b.png", OWN_CODE, threshold=0.0)
+    expected = fcos.load(file, OWN_CODE).predict(data / "images/b.png", threshold=0.0)
+    assert len(expected) > 0
+    torch.testing.assert_close(explanation.detections.scores, expected.scores)
+    torch.testing.assert_close(explanation.detections.boxes, expected.boxes, atol=1e-4, rtol=0)
+
+
 def test_image_of_a_data_set_is_found_by_path_and_by_name(weights: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "link.png").symlink_to(data / "images/a.png")
     for image in (data / "images/a.png", tmp_path / "link.png", "a.png"):
