@@ -222,8 +222,8 @@ def test_deformable_convolution_matches_the_original(goldens: Path, deform_case:
     y = layer(x)
     y.backward(tensor(recorded["upstream"]))
     gradients = {"grad_x": x.grad} | {f"grad/{name}": p.grad for name, p in layer.named_parameters()}
-    # The recordings' tolerance: two runs of the original differ by 2.4e-6. Large gradients are rounded more: computed in
-    # float64, they differ from the recorded ones by up to 8.2e-7 of the largest value.
+    # The recordings' tolerance: two runs of the original differ by 2.4e-6. Large gradients are rounded more: those
+    # computed in float64 differ from the recorded ones by up to 8.2e-7 of the largest value.
     for key, ours in {"y": y.detach(), **gradients}.items():
         atol = max(1e-5, 1e-6 * float(np.abs(recorded[key]).max()))
         np.testing.assert_allclose(ours, recorded[key], rtol=1e-5, atol=atol, err_msg=key)
