@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from videos import predict
 
 from fcos import ConfigError, DataError, Detector
 from fcos.inference import frames as frames_module
-from fcos.inference.frames import Frame, find_frames, read_lines
+from fcos.inference.frames import Frame, Source, find_frames, read_frames, read_lines
 from fcos.inference.pictures import PictureDetection
 from fcos.inference.read_ahead import ReadAhead
 from fcos.inference.resized import Resized, Resizer
@@ -155,6 +156,41 @@ class TestLists:
             predict_files(detector, [str(folder)], tmp_path / "out", watch=True, report=stop)
         assert names == ["a.png", "b.png"]
         assert (tmp_path / "out" / "b.png").is_file()
+
+    def test_watched_file_is_read_again_if_its_transfer_paused(
+        self, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = tmp_path / "in"
+        folder.mkdir()
+        Image.new("RGB", (64, 48)).save(folder / "a.png")
+        content = (folder / "a.png").read_bytes()
+        looks = 0
+
+        def pause(_: float) -> None:
+            nonlocal looks
+            looks += 1
+            if looks == 1:
+                (folder / "b.png").write_bytes(content[:40])
+            elif looks == 4:
+                (folder / "b.png").write_bytes(content)
+            elif looks == 8:
+                Image.new("RGB", (32, 32)).save(folder / "a.png")  # its results are written
+            elif looks == 12:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(frames_module.time, "sleep", pause)
+        frames = read_frames([Source(str(folder), "watched", None)], detector.config.data)
+        results = [(Path(frame.source).name, frame.error is None) for frame in islice(frames, 3)]
+        assert results == [("a.png", True), ("b.png", False), ("b.png", True)]
+        with pytest.raises(KeyboardInterrupt):
+            next(frames)
+
+    def test_shard_of_pictures_names_the_engine_that_reads_it(self, detector: Detector, tmp_path: Path) -> None:
+        (tmp_path / "a.tar").write_bytes(bytes(1024))
+        _, (result,) = predict(detector, [tmp_path / "a.tar"], tmp_path / "out", save=[])
+        assert result.error == (
+            f"{tmp_path / 'a.tar'}: not an image; only fcos predict --engine ray reads tar and Parquet files"
+        )
 
     def test_output_in_the_watched_folder_is_rejected(self, detector: Detector, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="would be overwritten"):

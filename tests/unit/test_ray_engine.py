@@ -300,6 +300,19 @@ class TestMistakes:
         ):
             pass
 
+    def test_processes_that_start_too_slowly(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def init(**_: object) -> None:
+            raise Exception("The current node timed out during startup.")
+
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        monkeypatch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
+        ray = SimpleNamespace(is_initialized=lambda: False, init=init)
+        with (
+            pytest.raises(ConfigError, match=r"Ray cannot be started: The current node timed out during startup"),
+            ray_engine._connection(ray),
+        ):
+            pass
+
     def test_a_cluster_that_is_too_small(self) -> None:
         assert ray_engine._share({"CPU": 4.0}, None) == (4, {"num_cpus": 1})
         assert ray_engine._share({"CPU": 16.0, "GPU": 2.0}, None) == (2, {"num_gpus": 1})

@@ -19,7 +19,7 @@ from ..data.files import IMAGE_SUFFIXES
 from ..downloads import is_url
 from ..errors import ConfigError, DataError
 from ..files import open_file
-from .paths import expand
+from .paths import PARQUET_SUFFIX, TAR_SUFFIXES, expand, is_shard
 from .video import VIDEO_SUFFIXES, is_video
 from .writers.tables import to_unicode
 
@@ -32,8 +32,6 @@ Batch = dict[str, np.ndarray]
 
 PICTURES = "images-"
 """Start of the names of parts that consist of pictures in files of their own."""
-_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_PARQUET_SUFFIX = ".parquet"
 _BATCH = 32  # pictures that are in memory at a time
 _BUFFER = 1 << 20  # bytes of each column of a Parquet file
 _LARGEST_PART = 256  # pictures in files of their own
@@ -85,7 +83,7 @@ def find_files(sources: Sequence[str]) -> tuple[list[str], list[str]]:
         if not os.path.lexists(source) and (source == "-" or re.fullmatch("[0-9]{1,3}", source)):
             raise ConfigError(f"{source}: --engine ray does not read cameras or stdin, only files")
         try:
-            suffixes = (*IMAGE_SUFFIXES, *_TAR_SUFFIXES, _PARQUET_SUFFIX, *VIDEO_SUFFIXES)
+            suffixes = (*IMAGE_SUFFIXES, *TAR_SUFFIXES, PARQUET_SUFFIX, *VIDEO_SUFFIXES)
             paths = [source] if is_url(source) or is_video(source) else expand(source, suffixes=suffixes)
         except DataError as error:
             messages.append(str(error))
@@ -108,8 +106,8 @@ def divide(files: Sequence[str], finished: Mapping[str, str], *, num_workers: in
     Raises:
         DataError: a shard has changed since some of its parts were finished.
     """
-    shards = [part for path in files if _is_shard(path) for part in _divide_shard(path, finished)]
-    pictures = [path for path in files if not _is_shard(path) and to_unicode(path) not in finished]
+    shards = [part for path in files if is_shard(path) for part in _divide_shard(path, finished)]
+    pictures = [path for path in files if not is_shard(path) and to_unicode(path) not in finished]
     step = min(_LARGEST_PART, -(-len(pictures) // (_PARTS_PER_WORKER * num_workers)) or 1)
     chunks = [tuple(pictures[i : i + step]) for i in range(0, len(pictures), step)]
     return [
@@ -118,14 +116,10 @@ def divide(files: Sequence[str], finished: Mapping[str, str], *, num_workers: in
     ]
 
 
-def _is_shard(path: str) -> bool:
-    return not is_url(path) and path.lower().endswith((*_TAR_SUFFIXES, _PARQUET_SUFFIX))
-
-
 def _divide_shard(path: str, finished: Mapping[str, str]) -> list[Part]:
     stem = re.sub(r"[^A-Za-z0-9_.-]", "_", os.path.basename(path))[-100:]
     prefix, state = f"shard-{stem}-{_digest(path)}-", _state_of(path)
-    groups = range(_count_row_groups(path) if path.lower().endswith(_PARQUET_SUFFIX) else 1)
+    groups = range(_count_row_groups(path) if path.lower().endswith(PARQUET_SUFFIX) else 1)
     parts = [Part(f"{prefix}{group}.parquet", shard=path, group=group, state=state) for group in groups]
     if any(finished.get(part.name, state) != state for part in parts):
         raise DataError(
@@ -188,7 +182,7 @@ def read_part(part: Part) -> Iterator[Batch]:
     """
     if part.shard is None:
         pairs: Iterator[tuple[Any, str]] = ((path, path) for path in part.paths)
-    elif part.shard.lower().endswith(_PARQUET_SUFFIX):
+    elif part.shard.lower().endswith(PARQUET_SUFFIX):
         pairs = _read_row_group(part.shard, part.group)
     else:
         pairs = _read_tar(part.shard)

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -22,7 +22,7 @@ from ..data.files import IMAGE_SUFFIXES
 from ..downloads import is_url
 from ..errors import DataError, FCOSError
 from .inputs import Picture, to_picture
-from .paths import expand, stands_for_several
+from .paths import expand, is_shard, stands_for_several
 from .resized import Resized
 from .video import VIDEO_SUFFIXES, count_frames, is_video, read_camera, read_video
 
@@ -186,7 +186,7 @@ def read_frames(sources: Iterable[Source], data: DataConfig) -> Iterator[Frame]:
         if kind == "picture":
             yield from _read_pictures(texts, data)
         elif kind == "watched":
-            yield from _read_each(_wait_for_files(texts), data)
+            yield from _watch(texts, data)
         elif kind == "list":
             yield from _read_list(data)
         else:
@@ -211,7 +211,10 @@ def _read_pictures(paths: Sequence[str], data: DataConfig) -> Iterator[Frame]:
 
 
 def _read_picture(path: str, data: DataConfig) -> Frame:
-    return to_frame(path, data, where=path)
+    frame = to_frame(path, data, where=path)
+    if frame.error is not None and is_shard(path):
+        return Frame(path, error=f"{path}: not an image; only fcos predict --engine ray reads tar and Parquet files")
+    return frame
 
 
 def to_frame(picture: Picture, data: DataConfig, *, where: str) -> Frame:
@@ -270,19 +273,37 @@ def read_lines(descriptor: int) -> Iterator[str]:
         yield os.fsdecode(rest.rstrip(b"\r"))
 
 
-def _wait_for_files(folders: Sequence[str]) -> Iterator[str]:
-    """Yield the files in folders, then new ones as soon as their size and time no longer change; never ends."""
-    done: set[str] = set()
+def _watch(folders: Sequence[str], data: DataConfig) -> Iterator[Frame]:
+    """Read the files in folders, then new ones; never ends. A file that failed is read again after it has changed."""
+    failed: set[str] = set()
+    for path in _wait_for_files(folders, failed):
+        failed.add(path)
+        for frame in _read_each([path], data):
+            if frame.image is not None:
+                failed.discard(path)
+            yield frame
+
+
+def _wait_for_files(folders: Sequence[str], failed: Container[str]) -> Iterator[str]:
+    """Yield the files in folders, then new ones as soon as their size and time no longer change; never ends.
+
+    Args:
+        folders: folders without subfolders.
+        failed: files that could not be read, perhaps because their transfer paused. They are yielded again after a
+            change; other files are not, as their results are written.
+    """
+    done: dict[str, tuple[int, int]] = {}
     last: dict[str, tuple[int, int]] = {}
     while True:
         states: dict[str, tuple[int, int]] = {}
         for folder in folders:
             states |= _list_states(folder)
-        for path in sorted(states.keys() - done):
-            if last.get(path) == states[path]:
-                done.add(path)
+        for path in sorted(states):
+            is_wanted = path not in done or (path in failed and done[path] != states[path])
+            if is_wanted and last.get(path) == states[path]:
+                done[path] = states[path]
                 yield path
-        done &= states.keys()  # a file that was removed may come again
+        done = {path: state for path, state in done.items() if path in states}  # a removed file may come again
         last = states
         time.sleep(_POLL)
 

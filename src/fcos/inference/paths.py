@@ -13,6 +13,9 @@ from ..downloads import describe_other_scheme, is_url
 from ..errors import DataError
 from ..formatting import quote
 
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+PARQUET_SUFFIX = ".parquet"
+
 
 def stands_for_several(source: str) -> bool:
     """Return whether a source is a folder or a glob, which `expand` expands to any number of pictures."""
@@ -92,3 +95,8 @@ def _walk(start: str) -> Iterator[str]:
         visited.add(real)
         names[:] = sorted(name for name in names if not name.startswith("."))
         yield folder
+
+
+def is_shard(path: str) -> bool:
+    """Return whether the name of a file is that of a tar or Parquet file, which contains pictures."""
+    return not is_url(path) and path.lower().endswith((*TAR_SUFFIXES, PARQUET_SUFFIX))

@@ -187,7 +187,7 @@ def _connection(ray: Any) -> Iterator[None]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # otherwise, C++ code writes advice to the terminal
     try:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises a plain Exception if its processes start too slowly
         hint = "; check RAY_ADDRESS, and set RAY_AUTH_MODE=token if the cluster has a token"
         reason = str(error).partition("\n")[0] + (hint if "RAY_ADDRESS" in os.environ else "")
         raise ConfigError(f"--engine ray: Ray cannot be started: {reason}") from None
