@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
@@ -45,9 +45,9 @@ class InputParameters(_Strict):
 class InputTensor(_Strict):
     """Input tensor."""
 
-    name: str
+    name: Literal["images"]
     shape: list[int]
-    datatype: str
+    datatype: Literal["BYTES"]
     parameters: InputParameters = InputParameters()
     data: list[str] | None = Field(default=None, description="Image files in base64, unless they are binary.")
 
@@ -162,8 +162,6 @@ def _parse(body: bytes, header_length: str | None) -> tuple[InferRequest, list[b
     except ValidationError as error:
         raise Problem(422, describe(error.errors(include_input=False, include_url=False))) from None
     tensor, binary = request.inputs[0], body[end:]
-    if (tensor.name, tensor.datatype) != ("images", "BYTES"):
-        raise Problem(422, "inputs.0: expected the tensor images of datatype BYTES")
     size = tensor.parameters.binary_data_size
     if (size or 0) != len(binary):
         raise Problem(422, f"inputs.0.parameters.binary_data_size: expected {len(binary)}, the bytes after the JSON")
