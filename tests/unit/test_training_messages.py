@@ -5,6 +5,7 @@ Warnings that no situation here causes are not checked.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -27,6 +28,7 @@ from tiny_data import coco_tree, write_coco, write_json
 import fcos
 from fcos.config import Config
 from fcos.data import build_train_loader, load_annotations
+from fcos.data.cache import PixelCache
 from fcos.models import DetectionModel
 from fcos.training.elastic import explain_lost_processes, join_processes
 from fcos.training.loop import train
@@ -157,6 +159,14 @@ def little_shared_memory(setting: Setting) -> None:
             next(iter(build_train_loader(config, annotations)))
 
 
+def a_cache_on_a_full_disk(setting: Setting) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    setting.monkeypatch.setattr(PixelCache, "_write", fail)
+    train(setting.change_data(cache="disk"))
+
+
 def a_killed_worker(setting: Setting) -> None:
     data = setting.change_data(workers=1, transforms="own_transforms:kill_worker").data
     train(setting.configure(iterations=12).model_copy(update={"data": data}))
@@ -243,6 +253,7 @@ SITUATIONS: dict[Callable[[Setting], None], list[str]] = {
     ],
     an_edited_table: ["not a table with the columns", "nothing left to train"],
     little_shared_memory: ["(/dev/shm) is too small", "cannot start the loader workers"],
+    a_cache_on_a_full_disk: ["the cache cannot be used"],
     a_killed_worker: ["loader worker", "was terminated"],
     nothing_saved: ["nothing was saved in"],
     vanishing_image: [
