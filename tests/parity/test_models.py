@@ -221,11 +221,13 @@ def check_steps(model: Model, net: FCOS, case: str, *, strict: bool) -> None:
 
 def check_weights(model: Model, net: FCOS, start: list[Tensor], key: str, *, strict: bool, chaotic: bool) -> None:
     parameters, recorded = model.parameters(net), model.numbers
-    rtol = STRICT if strict else 0.02 if chaotic else 1e-5
-    norms = [p.detach().double().norm().item() for p in parameters]
-    np.testing.assert_allclose(norms, recorded[f"{key}/param_norm"], rtol=rtol)
+    norms = np.array([p.detach().double().norm().item() for p in parameters])
     moved = np.array([(p.detach() - s).double().norm().item() for p, s in zip(parameters, start, strict=True)])
     expected = recorded[f"{key}/delta_norm"]
+    rtol = STRICT if strict else 0.02 if chaotic else 1e-6
+    # The weights before the steps are equal, so the rounding errors of float32 are relative to the steps.
+    atol = 0.0 if strict or chaotic else 5e-3 * expected
+    assert (np.abs(norms - recorded[f"{key}/param_norm"]) <= atol + rtol * norms).all(), key
     if strict:
         np.testing.assert_allclose(moved, expected, rtol=STRICT_BOX, atol=1e-13)
         samples = np.stack([sample(p) for p in parameters])

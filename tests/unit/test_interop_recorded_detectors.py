@@ -22,6 +22,8 @@ from fcos.interop.torchvision import COCO_CLASSES
 from fcos.models import build_model
 from fcos.structures import Instances
 
+MASK_TOLERANCE = 3e-4
+
 
 @pytest.fixture(scope="module", params=NAMES)
 def recorded(request: pytest.FixtureRequest) -> Recorded:
@@ -37,7 +39,8 @@ def match(found: Instances, boxes: Tensor, labels: Tensor) -> Tensor:
 
 
 def test_detections_match_the_source_project(recorded: Recorded) -> None:
-    for i, found in enumerate(detect(detector(recorded.checkpoint()))):
+    """Float64 leaves only the rounding of the recording, which is the same on every processor."""
+    for i, found in enumerate(detect(detector(recorded.checkpoint()).double())):
         expected = {
             key.partition("/")[2]: torch.from_numpy(array)
             for key, array in recorded.numbers.items()
@@ -45,22 +48,26 @@ def test_detections_match_the_source_project(recorded: Recorded) -> None:
         }
         assert len(found) == len(expected["scores"]) > 5
         order = match(found, expected["boxes"], expected["labels"])
-        torch.testing.assert_close(found.boxes[order], expected["boxes"], rtol=0, atol=1e-2)
-        torch.testing.assert_close(found.scores[order], expected["scores"], rtol=0, atol=1e-5)
+        assert_close(found.boxes[order], expected["boxes"], atol=2e-3)
+        assert_close(found.scores[order], expected["scores"], atol=2e-5)
         assert ("grids" in expected, "keypoints" in expected) == (
             found.mask_grids is not None,
             found.keypoints is not None,
         )
         if found.mask_grids is not None:
-            torch.testing.assert_close(found.mask_grids[order], expected["grids"], rtol=0, atol=1e-4)
+            assert_close(found.mask_grids[order], expected["grids"], atol=MASK_TOLERANCE)
             check_masks(found[order], expected["masks"].numpy())
         if found.keypoints is not None:
             points = found.keypoints[order, :, :2]
-            torch.testing.assert_close(points, expected["keypoints"][..., :2], rtol=0, atol=1e-2)
+            assert_close(points, expected["keypoints"][..., :2], atol=1e-3)
+
+
+def assert_close(found: Tensor, recorded: Tensor, *, atol: float) -> None:
+    torch.testing.assert_close(found, recorded, rtol=0, atol=atol, check_dtype=False)
 
 
 def check_masks(found: Instances, packed: np.ndarray) -> None:
-    """Compare masks with the recorded ones, except at pixels whose probability is within 1e-4 of the threshold."""
+    """Compare masks with the recorded ones, except at pixels whose probability is close to the threshold."""
     height, width = found.size
     expected = np.unpackbits(packed, axis=-1, count=width).astype(bool)
     probabilities = found.mask_probabilities()
@@ -69,7 +76,7 @@ def check_masks(found: Instances, packed: np.ndarray) -> None:
         assert theirs.shape == (height, width)
         assert theirs.any()
         differs = (ours.numpy() > 0.5) != theirs
-        assert not differs[np.abs(ours.numpy() - 0.5) > 1e-4].any()
+        assert not differs[np.abs(ours.numpy() - 0.5) > MASK_TOLERANCE].any()
 
 
 # --------------------------------------------------------------------------------------------------- tensors, settings
