@@ -101,8 +101,8 @@ class Masks:
             positions = np.arange(*index.indices(len(self)))
         else:
             positions = np.atleast_1d(np.arange(len(self))[index])
-        rings, object_offsets = _gather(self.object_offsets, positions)
-        points, ring_offsets = _gather(self.ring_offsets, rings)
+        rings, object_offsets = gather_groups(self.object_offsets, positions)
+        points, ring_offsets = gather_groups(self.ring_offsets, rings)
         return Masks(self.points[points], ring_offsets, object_offsets)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Masks:
@@ -190,8 +190,16 @@ def _to_offsets(counts: Sequence[int] | np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
-def _gather(offsets: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of the groups at `positions`, and the offsets of these groups among the rows."""
+def gather_groups(offsets: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find the rows of some groups, where group i has the rows from `offsets[i]` to `offsets[i + 1]`.
+
+    Args:
+        offsets: int64 [G + 1].
+        positions: int64 [N], positions of groups.
+
+    Returns:
+        The rows of these groups, int64 [R], and the offsets of these groups among the rows, int64 [N + 1].
+    """
     counts = offsets[positions + 1] - offsets[positions]
     new_offsets = _to_offsets(counts)
     return np.arange(new_offsets[-1]) + np.repeat(offsets[positions] - new_offsets[:-1], counts), new_offsets

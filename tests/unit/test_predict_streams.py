@@ -29,6 +29,13 @@ from fcos.inference.stream import Detected
 from fcos.inference.writers import CopyWriter
 
 
+def make_folder(folder: Path) -> tuple[Path, bytes]:
+    """Create a folder with the picture a.png; return it with the content of the picture."""
+    folder.mkdir()
+    Image.new("RGB", (64, 48)).save(folder / "a.png")
+    return folder, (folder / "a.png").read_bytes()
+
+
 class TestReadAhead:
     def test_order_and_number_of_waiting_items_are_kept(self) -> None:
         produced: list[int] = []
@@ -130,10 +137,7 @@ class TestLists:
     def test_watched_folder_yields_new_files_when_they_are_complete(
         self, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        folder = tmp_path / "in"
-        folder.mkdir()
-        Image.new("RGB", (64, 48)).save(folder / "a.png")
-        content = (folder / "a.png").read_bytes()
+        folder, content = make_folder(tmp_path / "in")
         names: list[str] = []
         looks = 0
 
@@ -160,10 +164,7 @@ class TestLists:
     def test_watched_file_is_read_again_if_its_transfer_paused(
         self, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        folder = tmp_path / "in"
-        folder.mkdir()
-        Image.new("RGB", (64, 48)).save(folder / "a.png")
-        content = (folder / "a.png").read_bytes()
+        folder, content = make_folder(tmp_path / "in")
         looks = 0
 
         def pause(_: float) -> None:

@@ -287,30 +287,34 @@ class TestMistakes:
         assert run(weights, photos, "--engine", "ray", "--out", photos) == 2
         assert "the input images are in this folder" in capsys.readouterr().err
 
-    def test_a_cluster_that_cannot_be_reached(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(
+        ("address", "error", "message"),
+        [
+            (
+                "host:1",
+                ConnectionError("Failed to connect to Ray cluster at host:1\nand more"),
+                "cluster at host:1; check RAY_ADDRESS, and set RAY_AUTH_MODE=token",
+            ),
+            (
+                "",
+                Exception("The current node timed out during startup."),
+                "cannot be started: The current node timed out",
+            ),
+        ],
+        ids=["a cluster that cannot be reached", "processes that start too slowly"],
+    )
+    def test_failed_starts_are_explained(
+        self, monkeypatch: pytest.MonkeyPatch, address: str, error: Exception, message: str
+    ) -> None:
         def init(**_: object) -> None:
-            raise ConnectionError("Failed to connect to Ray cluster at host:1\nand more")
-
-        monkeypatch.setenv("RAY_ADDRESS", "host:1")
-        monkeypatch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
-        ray = SimpleNamespace(is_initialized=lambda: False, init=init)
-        with (
-            pytest.raises(ConfigError, match=r"cluster at host:1; check RAY_ADDRESS, and set RAY_AUTH_MODE=token"),
-            ray_engine._connection(ray),
-        ):
-            pass
-
-    def test_processes_that_start_too_slowly(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def init(**_: object) -> None:
-            raise Exception("The current node timed out during startup.")
+            raise error
 
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        if address:
+            monkeypatch.setenv("RAY_ADDRESS", address)
         monkeypatch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
         ray = SimpleNamespace(is_initialized=lambda: False, init=init)
-        with (
-            pytest.raises(ConfigError, match=r"Ray cannot be started: The current node timed out during startup"),
-            ray_engine._connection(ray),
-        ):
+        with pytest.raises(ConfigError, match=message), ray_engine._connection(ray):
             pass
 
     def test_a_cluster_that_is_too_small(self) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..data.dataset import Annotations
 from ..data.geometry import to_inclusive
 from ..data.loader import padded_size
+from ..masks import gather_groups
 from .matching import Boxes, match
 from .pieces import split_evenly
 from .setting import Setting
@@ -178,8 +179,7 @@ def cover(
         counts = np.diff(annotations.offsets)[images[in_grid]]
         for piece in split_evenly(counts, _MAX_BOXES):
             chosen, length = in_grid[piece], counts[piece]
-            starts = annotations.offsets[images[chosen]] - (np.cumsum(length) - length)
-            rows = np.arange(length.sum()) + np.repeat(starts, length)  # the boxes of these images
+            rows, _ = gather_groups(annotations.offsets, images[chosen])
             image = np.repeat(np.arange(len(chosen)), length)
             kept = is_kept.numpy()[rows]
             rows, image = rows[kept], image[kept]

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..data.dataset import Annotations
 from ..formatting import plural
+from ..masks import gather_groups
 from .findings import Case, Finding, Place, worst_first
 from .pieces import split_evenly
 
@@ -112,8 +113,7 @@ def double_boxes(annotations: Annotations, images: np.ndarray | None = None) -> 
     best, image_of = np.zeros((2, len(annotations.boxes)), dtype=np.uint64), annotations.image_of
     counts = np.diff(annotations.offsets)[images]
     for piece in split_evenly(counts, _MAX_BOXES):
-        starts = annotations.offsets[images[piece]] - (np.cumsum(counts[piece]) - counts[piece])
-        positions = np.arange(counts[piece].sum()) + np.repeat(starts, counts[piece])  # the boxes of these images
+        positions, _ = gather_groups(annotations.offsets, images[piece])
         positions = positions[~annotations.crowd[positions]]
         for first, second, iou in _similar_pairs(annotations.boxes[positions], image_of[positions]):
             earlier, later = positions[np.minimum(first, second)], positions[np.maximum(first, second)]

@@ -161,7 +161,7 @@ def _keypoint_layer(
     """
     tensors, dims = model.state_dict(), model.keypoint_parameters
     layer = {name: tensors[name].clone() for name in dims if name in weights}
-    shared = sorted({*_real_names(weight_names)} & {*_real_names(model_names)}, key=model_names.index)
+    shared = [name for name in _real_names(model_names) if name in _real_names(weight_names)]
     rows, weight_rows = ([names.index(name) for name in shared] for names in (model_names, weight_names))
     fits = all(
         weights[name].movedim(dims[name], 0).shape == (len(weight_names), *tensor.movedim(dims[name], 0).shape[1:])
