@@ -43,18 +43,20 @@ def intersection(a: Tensor, b: Tensor, *, convention: BoxConvention = "continuou
     return width * (ay2.minimum(by2) - ay1.maximum(by1) + extra).clamp(min=0)
 
 
-def iou(a: Tensor, b: Tensor, *, convention: BoxConvention = "continuous") -> Tensor:
+def iou(a: Tensor, b: Tensor, *, convention: BoxConvention = "continuous", shared: Tensor | None = None) -> Tensor:
     """Compute the IoU in 0..1 of every pair of boxes.
 
     Args:
         a: [A, 4].
         b: [B, 4].
         convention: box convention, which defines widths.
+        shared: `intersection(a, b)`, if it has been computed already.
 
     Returns:
         [A, B]; 0 for two boxes without area.
     """
-    shared = intersection(a, b, convention=convention)
+    if shared is None:
+        shared = intersection(a, b, convention=convention)
     union = area(a, convention=convention)[:, None] + area(b, convention=convention) - shared
     return torch.where(union > 0, shared / union, 0.0)
 

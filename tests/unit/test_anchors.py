@@ -151,10 +151,12 @@ def test_many_pairs_are_matched_as_all_at_once() -> None:
 
 def test_assignment_of_a_batch_contains_labels_boxes_and_unassigned_objects() -> None:
     first, second = objects([20, 20, 30, 30], [60, 60, 70, 70], [0, 0, 10, 10]), objects()
-    assignment = assign_anchors(ANCHORS, [first, second], AnchorMatcher())
-    assert assignment.labels.tolist() == [[2, IGNORED, BACKGROUND, 0, 0], [BACKGROUND] * 5]
-    assert assignment.boxes.tolist() == [[0, 0, 10, 10], [20, 20, 30, 30], [20, 20, 30, 30]]
-    assert (assignment.num_unassigned.shape, int(assignment.num_unassigned)) == ((), 1)
+    assignment = assign_anchors(ANCHORS, [second, first, first], AnchorMatcher())
+    labels = [2, IGNORED, BACKGROUND, 0, 0]
+    assert assignment.labels.tolist() == [[BACKGROUND] * 5, labels, labels]
+    boxes = assignment.boxes[assignment.matched[assignment.labels >= 0]]
+    assert boxes.tolist() == 2 * [[0, 0, 10, 10], [20, 20, 30, 30], [20, 20, 30, 30]]
+    assert (assignment.num_unassigned.shape, int(assignment.num_unassigned)) == ((), 2)
     empty = assign_anchors(ANCHORS, [], AnchorMatcher())
     assert (empty.labels.shape, empty.boxes.shape, int(empty.num_unassigned)) == ((0, 5), (0, 4), 0)
 

@@ -27,9 +27,10 @@ def test_waits_are_counted() -> None:
 
 
 @pytest.mark.parametrize("num_images", [1, 5])
-def test_losses_of_fcos_wait_once(num_images: int) -> None:
-    """They wait for the number of positive locations."""
-    model = build_model(tiny_config(center_sampling_radius=1.5).model, num_classes=3, pretrained=False)
+@pytest.mark.parametrize("options", [{"center_sampling_radius": 1.5}, {"name": "retinanet"}], ids=str)
+def test_losses_wait_once(options: dict[str, Any], num_images: int) -> None:
+    """They wait for the number of positive locations or anchors."""
+    model = build_model(tiny_config(**options).model, num_classes=3, pretrained=False)
     images = torch.randint(0, 256, (num_images, 3, 64, 96), dtype=torch.uint8)
     sizes = torch.tensor([[64, 96]] * num_images)
     boxes = torch.tensor([[4.0, 6, 60, 50], [30, 10, 90, 40], [0, 0, 50, 50]])

@@ -106,8 +106,9 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
 
 def test_losses_match_values_computed_by_hand() -> None:
     logits, offsets, anchors = inputs()
-    boxes = torch.tensor([[1.0, 0, 9, 8], [0, 8, 8, 16]])
-    assignment = AnchorAssignment(torch.tensor([[1, -1, -2], [-1, -1, 0]]), boxes, torch.tensor(0))
+    boxes = torch.tensor([[50.0, 50, 60, 60], [1, 0, 9, 8], [0, 8, 8, 16]])
+    labels, matched = torch.tensor([[1, -1, -2], [-1, -1, 0]]), torch.tensor([[1, 0, 0], [2, 2, 2]])
+    assignment = AnchorAssignment(labels, matched, boxes, torch.tensor(0))
     coder, options = BoxCoder(), RetinaNetLoss(smooth_l1_beta=0.5, box_loss_divisor=3.0)
     terms = retinanet_loss(logits, offsets, anchors, assignment, options, coder=coder)
     expected_cls = focal_loss(logits.flatten(0, 1), assignment.labels.flatten()).sum() / (2 + 2)
@@ -120,7 +121,7 @@ def test_losses_match_values_computed_by_hand() -> None:
 def test_losses_without_positives_are_finite_and_keep_the_graph() -> None:
     logits, offsets, anchors = inputs()
     labels = torch.tensor([[BACKGROUND, BACKGROUND, IGNORED]] * 2)
-    assignment = AnchorAssignment(labels, anchors[:0], torch.tensor(0))
+    assignment = AnchorAssignment(labels, torch.zeros_like(labels), anchors[:0], torch.tensor(0))
     terms = retinanet_loss(logits, offsets, anchors, assignment, RetinaNetLoss(), coder=BoxCoder())
     assert terms["loss_box"] == 0
     torch.testing.assert_close(terms["loss_cls"], focal_loss(logits.flatten(0, 1), labels.flatten()).sum() / 2)

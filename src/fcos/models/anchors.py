@@ -133,12 +133,14 @@ class AnchorAssignment(NamedTuple):
 
     Attributes:
         labels: [N, R] int64: a class 0..K-1, `BACKGROUND`, or `IGNORED` (no classification loss).
-        boxes: [P, 4] float32 boxes of the objects matched with the positive anchors, in the order of
-            `torch.nonzero(labels >= 0)`.
+        matched: [N, R] int64 index of the matched object among the objects of all images; undefined for anchors without
+            an object.
+        boxes: [sum of M, 4] boxes of the objects of all images in pixels.
         num_unassigned: 0-dim int64 number of objects, crowd boxes excluded, that are matched with no anchor.
     """
 
     labels: Tensor
+    matched: Tensor
     boxes: Tensor
     num_unassigned: Tensor
 
@@ -147,26 +149,32 @@ class AnchorAssignment(NamedTuple):
 def assign_anchors(anchors: Tensor, targets: Sequence[Objects], matcher: AnchorMatcher) -> AnchorAssignment:
     """Assign an object, background or nothing to every anchor of every image, see `match_anchors`.
 
+    No size depends on the data, except for the numbers of objects, so a GPU never has to be waited for.
+
     Args:
         anchors: [R, 4] float32 anchors of all levels in pixels.
         targets: ground truth of N images in the same pixels.
         matcher: options of the matching.
     """
-    labels, boxes, num_unassigned = [], [anchors[:0]], [torch.zeros((), dtype=torch.int64, device=anchors.device)]
+    none = torch.zeros(0, len(anchors), dtype=torch.int64, device=anchors.device)
+    labels, matched, boxes, num_unassigned, start = [none], [none], [anchors[:0]], [none.sum()], 0
     for target in targets:
         objects = target.to(anchors.device)
-        matched = match_anchors(anchors, objects, matcher)
-        index = matched[matched >= 0]
-        image_labels = matched.clone()
-        image_labels[matched >= 0] = objects.labels[index]
-        labels.append(image_labels)
-        boxes.append(objects.boxes[index].to(anchors.dtype))
-        num_unassigned.append((~objects.is_crowd).index_fill(0, index, False).sum())
-    return AnchorAssignment(
-        torch.stack(labels) if labels else torch.zeros(0, len(anchors), dtype=torch.int64, device=anchors.device),
-        torch.cat(boxes),
-        torch.stack(num_unassigned).sum(),
-    )
+        index = match_anchors(anchors, objects, matcher)
+        found = index.clamp(min=0)
+        labels.append((torch.where(index >= 0, objects.labels[found], index) if len(objects) else index)[None])
+        matched.append(start + found[None])
+        boxes.append(objects.boxes.to(anchors.dtype))
+        num_unassigned.append(count_unmatched(objects, index))
+        start += len(objects)
+    return AnchorAssignment(torch.cat(labels), torch.cat(matched), torch.cat(boxes), torch.stack(num_unassigned).sum())
+
+
+def count_unmatched(objects: Objects, matched: Tensor) -> Tensor:
+    """Count the objects, crowd boxes excluded, that are not in `matched` [R], a result of `match_anchors` (0-dim)."""
+    index = (matched + 1).clamp(min=0)  # 0: no object
+    is_matched = objects.is_crowd.new_zeros(len(objects) + 1).index_fill(0, index, True)
+    return (~(objects.is_crowd | is_matched[1:])).sum()
 
 
 @torch.no_grad()
@@ -184,22 +192,20 @@ def match_anchors(anchors: Tensor, objects: Objects, matcher: AnchorMatcher) -> 
         [R] int64 index of the matched object, `BACKGROUND` or `IGNORED`. Of objects with equal IoU, the first is
         matched. Anchors are compared in chunks, so memory does not grow with R * M.
     """
-    convention = matcher.box_convention
-    candidates = torch.nonzero(~objects.is_crowd).squeeze(1)
-    boxes, crowds = objects.boxes[candidates], objects.boxes[objects.is_crowd]
-    chunks = anchors.split(max(1, _MAX_PAIRS // max(1, len(objects))))
+    if not len(objects):
+        return torch.full((len(anchors),), BACKGROUND, device=anchors.device)
+    convention, boxes, is_crowd = matcher.box_convention, objects.boxes, objects.is_crowd[:, None]
+    chunks = anchors.split(max(1, _MAX_PAIRS // len(objects)))
     best = None
-    if matcher.low_quality_matches and len(boxes):
+    if matcher.low_quality_matches:
         best = torch.stack([iou(boxes, chunk, convention=convention).amax(1) for chunk in chunks]).amax(0)
     matched = []
     for chunk in chunks:
-        index = match_by_iou(iou(boxes, chunk, convention=convention), best, matcher)
-        if len(boxes):
-            index = torch.where(index >= 0, candidates[index.clamp(min=0)], index)
-        if len(crowds):
-            inside = intersection(crowds, chunk, convention=convention).amax(0) / area(chunk, convention=convention)
-            index = torch.where((index < 0) & (inside >= _CROWD_FRACTION), IGNORED, index)
-        matched.append(index)
+        shared = intersection(boxes, chunk, convention=convention)  # [M, R]
+        overlaps = iou(boxes, chunk, convention=convention, shared=shared).masked_fill(is_crowd, -1)
+        index = match_by_iou(overlaps, best, matcher)
+        in_crowd = shared.masked_fill(~is_crowd, 0).amax(0) / area(chunk, convention=convention)
+        matched.append(torch.where((index < 0) & (in_crowd >= _CROWD_FRACTION), IGNORED, index))
     return torch.cat(matched)
 
 

@@ -247,13 +247,13 @@ def retinanet_loss(
     cls_divisor, box_divisor = retinanet_normalizers(assignment, options) if normalizers is None else normalizers
     alpha, gamma = options.focal_alpha, options.focal_gamma
     loss_cls = focal_loss(logits.flatten(0, 1), assignment.labels.flatten(), alpha=alpha, gamma=gamma).sum()
-    predicted = offsets[image, anchor]  # [P, 4]
+    predicted, matched = offsets[image, anchor], assignment.boxes[assignment.matched[image, anchor]]  # [P, 4]
     if options.box_loss == "giou":
         extra = predicted.new_tensor([0.0, 0.0, 1.0, 1.0]) * (coder.box_convention == "inclusive")
-        boxes, targets = coder.decode(predicted, anchors[anchor]) + extra, assignment.boxes.to(predicted.dtype) + extra
+        boxes, targets = coder.decode(predicted, anchors[anchor]) + extra, matched.to(predicted.dtype) + extra
         loss_box = generalized_box_iou_loss(boxes, targets, reduction="sum")
     else:
-        target = coder.encode(assignment.boxes, anchors[anchor]).to(predicted.dtype)
+        target = coder.encode(matched, anchors[anchor]).to(predicted.dtype)
         loss_box = F.smooth_l1_loss(predicted, target, reduction="sum", beta=options.smooth_l1_beta)
     return dict(zip(options.names, (loss_cls / cls_divisor, loss_box / box_divisor), strict=True))
 

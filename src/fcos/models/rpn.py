@@ -20,7 +20,16 @@ from torch import Tensor, nn
 from ..choices import LossAverage
 from ..distributed import mean_over_processes
 from ..structures import Instances, Losses, Objects
-from .anchors import AnchorGrid, AnchorMatcher, BoxCoder, Sampler, flatten_anchors, match_anchors, sample_balanced
+from .anchors import (
+    AnchorGrid,
+    AnchorMatcher,
+    BoxCoder,
+    Sampler,
+    count_unmatched,
+    flatten_anchors,
+    match_anchors,
+    sample_balanced,
+)
 from .backbones import Backbone
 from .detector import DetectionModel, Pixels
 from .layers import at_least_float32
@@ -207,7 +216,7 @@ class RPN(nn.Module):
             matched = match_anchors(anchors, objects, self.matcher)  # [R]
             is_used = anchors_in_image(anchors, size, straddle_threshold=self.straddle_threshold)
             matched = torch.where(is_used, matched, IGNORED)
-            num_unassigned.append((~objects.is_crowd).index_fill(0, matched[matched >= 0], False).sum())
+            num_unassigned.append(count_unmatched(objects, matched))
             samples = sample_balanced(matched, self.sampler, seed=target.seed)  # [S]
             index = matched[samples]
             images.append(torch.full_like(samples, image))
