@@ -65,14 +65,19 @@ def export_detector(
     Raises:
         FCOSError: see `load` and `Detector.export`; `data` has no val images.
     """
+    from .export.graph import check_sizes
+    from .export.metadata import FixedSizes
     from .export.onnx import require_opset
     from .export.quantization import MAX_IMAGES, Quantization
     from .export.runtimes import is_exported
+    from .export.triton import check_repository
     from .export.write import check_output, check_quantization, content_of
 
     out, content = Path(check_source(out, name="out")), content_of(nms, raw=raw)
     require_opset(opset, form)
     check_output(out, form, precision)  # before a possible download
+    if triton is not None:
+        check_repository(Path(triton), out, batch=batch)
     if is_exported(weights):
         raise ConfigError(f"{weights}: is already exported; export the weights that it was made from")
     if precision == "int8":
@@ -82,6 +87,7 @@ def export_detector(
     if max_drop is not None and not 0 <= max_drop <= 1:
         raise ConfigError(f"--max-drop: expected a number from 0 to 1, found {max_drop:g}")
     detector = load(weights, *overrides, config=config, device="cpu")
+    check_sizes(FixedSizes(batch, size), divisor=detector.config.data.size_divisor)
     images = quantization = float_ap = None
     if data is not None:
         measure = partial(_ap_on_val, data=data, progress=progress)

@@ -70,7 +70,7 @@ def explain(
         objects, source = split.objects(i), split.path(i)
     detector = to_detector(restored)
     data, thresholds, names = detector.config.data, detector.thresholds, detector.class_names
-    label = None if class_name is None else find_labels([class_name], names)[0]
+    label = None if class_name is None else find_labels([class_name], names, option="--class")[0]
     explanation = explain_image(
         detector.model,
         detector.config,
@@ -107,7 +107,7 @@ def benchmark(
     compiled: bool = False,
     threads: int | None = None,
     size: tuple[int, int] = (480, 640),
-    seconds: float = 5.0,
+    seconds: float | None = None,
     repeats: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Benchmark:
@@ -124,7 +124,7 @@ def benchmark(
         compiled: also measure with torch.compile.
         threads: number of CPU threads of PyTorch, ONNX Runtime and OpenVINO; None: as it is.
         size: (height, width) of generated images, at most `data.max_pixels` pixels.
-        seconds: mean time per variant, after two batches of warm-up.
+        seconds: mean time per variant, after two batches of warm-up; None: 5, unless `repeats` is given.
         repeats: number of batches of each variant, instead of `seconds`.
         progress: callback, see `speed.measure.measure`.
 
@@ -142,6 +142,8 @@ def benchmark(
     from .speed.pipeline import build_pipelines
     from .training.environment import environment
 
+    if seconds is not None and repeats is not None:
+        raise ConfigError("--repeats: the number of batches instead of --seconds; remove one of them")
     previous_threads = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
@@ -157,13 +159,15 @@ def benchmark(
         ]
         data = detectors[0].config.data
         if data.max_pixels is not None and not images and math.prod(size) > data.max_pixels:
-            raise ConfigError(f"size: {size[0]}x{size[1]} are more than data.max_pixels={data.max_pixels} pixels")
+            raise ConfigError(f"--size: {size[0]}x{size[1]} are more than data.max_pixels={data.max_pixels} pixels")
         with tempfile.TemporaryDirectory() as folder:
             if images:
                 files = find_images(images, bit_depth=data.bit_depth, max_pixels=data.max_pixels)
             else:
                 files = generate_images(Path(folder), size)
-            timings = measure(pipelines, files, seconds=seconds, repeats=repeats, progress=progress)
+            timings = measure(
+                pipelines, files, seconds=5.0 if seconds is None else seconds, repeats=repeats, progress=progress
+            )
         machine = environment(detectors[0].device) | {"threads": str(torch.get_num_threads())}
         return Benchmark(machine, len(files), timings)
     finally:

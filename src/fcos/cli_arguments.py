@@ -159,7 +159,7 @@ def parse_number(
         number = None
     if number is None or not low <= number <= high:
         name = "an integer" if kind is int else "a number"
-        limits = f" of at least {low:g}" if high == math.inf else f" from {low:g} to {high:g}"
+        limits = f" of at least {low:.15g}" if high == math.inf else f" from {low:.15g} to {high:.15g}"
         limits = "" if (low, high) == (-math.inf, math.inf) else limits
         raise ConfigError(f"{option}: expected {name}{limits}, found {quote(text)}")
     return number

@@ -64,6 +64,7 @@ def explain(  # noqa: PLR0917 (options of the command line)
       fcos explain runs/cells/weights/best.pt photo.jpg data=DIR --out photo.html
     """
     from . import api_inspect
+    from .config.arguments import check_new_file
     from .interop.fcos_core.config import split_pairs
 
     pairs, words = split_pairs(words) if config is not None else ([], words)
@@ -71,6 +72,7 @@ def explain(  # noqa: PLR0917 (options of the command line)
     if len(images) != 1:
         raise ConfigError(f"expected one image and KEY=VALUE options, found {join_some(images) or 'no image'}")
     (image,) = images
+    check_new_file(out, name="--out", suffix=".html")
     score = None if threshold is None else parse_number("--threshold", threshold, float, low=0, high=1)
     explanation = api_inspect.explain(
         weights, image, *pairs, *options, config=config, threshold=score, class_name=class_name, out=out
@@ -108,7 +110,10 @@ def benchmark(  # noqa: PLR0917 (options of the command line)
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Height and width of the generated images; default: 480x640.")
     ] = None,
-    seconds: Annotated[str, typer.Option(metavar="S", help="Seconds per variant, after the warm-up.")] = "5",
+    seconds: Annotated[
+        str | None,
+        typer.Option(metavar="S", help="Seconds per variant, after the warm-up; default: 5.", show_default=False),
+    ] = None,
     repeats: Annotated[
         str | None, typer.Option(metavar="N", help="Number of batches per variant, instead of --seconds.")
     ] = None,
@@ -152,7 +157,7 @@ def benchmark(  # noqa: PLR0917 (options of the command line)
             compiled=compiled,
             threads=None if threads is None else parse_number("--threads", threads, int, low=1, high=1024),
             size=(480, 640) if size is None else parse_size("--size", size),
-            seconds=parse_number("--seconds", seconds, float, low=0, high=86400),
+            seconds=None if seconds is None else parse_number("--seconds", seconds, float, low=0.001, high=86400),
             repeats=None if repeats is None else parse_number("--repeats", repeats, int, low=1, high=10**6),
             progress=progress,
         )

@@ -185,12 +185,12 @@ def _predict_with_ray(
 
 
 def _parse_tiling(tile: str | None, overlap: str | None) -> Tiling | None:
-    from .inference.tiling import Tiling
+    from .inference.tiling import MIN_TILE, Tiling
 
     fraction = 0.2 if overlap is None else parse_number("--overlap", overlap, float, low=0, high=0.9)
     if tile is None and overlap is not None:
         raise ConfigError(f"--overlap {overlap}: no effect without tiles; add --tile PIXELS, or remove it")
-    return None if tile is None else Tiling(parse_number("--tile", tile, int), fraction)
+    return None if tile is None else Tiling(parse_number("--tile", tile, int, low=MIN_TILE), fraction)
 
 
 def _parse_threshold(text: str) -> tuple[str | None, float]:
@@ -203,10 +203,13 @@ def _join_thresholds(
     thresholds: Sequence[tuple[str | None, float]], detector: Detector
 ) -> float | dict[str, float] | None:
     """Return the threshold of all classes, or those by class name; the later ones replace the earlier ones."""
+    from .inference.selection import find_labels
+
     of_all = [value for name, value in thresholds if name is None]
     by_name = {name: value for name, value in thresholds if name is not None}
     if not by_name:
         return of_all[-1] if of_all else None
+    find_labels([*by_name], detector.label_names, option="--threshold")  # checks the names
     return (dict.fromkeys(detector.label_names, of_all[-1]) if of_all else {}) | by_name
 
 

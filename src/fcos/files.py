@@ -66,6 +66,16 @@ def replaced(path: Path) -> Iterator[Path]:
         temporary.replace(path)
 
 
+def require_creatable(path: Path) -> None:
+    """Check that a file can be created in the folder of `path`, before the work whose result it will hold.
+
+    Raises:
+        WriteError: it cannot be.
+    """
+    with explain_write_errors(path), temporary_path(path) as temporary:
+        temporary.touch()
+
+
 def remove_old_temporaries(folder: Path) -> None:
     """Remove the temporary files of `replaced` that killed processes left in a folder or directly in its subfolders.
 

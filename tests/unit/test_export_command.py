@@ -83,6 +83,8 @@ def test_openvino_example_runs(
         (["--size", "40x64", OWN_CODE], "--size: expected multiples of data.size_divisor=16, found 40x64"),
         (["--size", "99968x99968", OWN_CODE], "--size: expected at most 178956970 pixels, found 99968x99968"),
         (["--batch", "0"], "--batch: expected an integer of at least 1, found '0'"),
+        (["--batch", "2000", "--data", "nowhere", OWN_CODE], "--batch: expected at most 1024 images, found 2000"),
+        (["/proc/a.onnx"], "/proc/a.onnx: cannot be written: "),
         (["--nms", "no"], "--nms: expected one of graph, matrix, none, found 'no'"),
         (["--opset", "19"], "--opset: expected an integer from 20 to 25, found 19"),
         (["--opset", "latest"], "--opset: expected an integer, found 'latest'"),

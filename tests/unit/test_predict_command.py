@@ -73,13 +73,13 @@ def test_thresholds_of_single_classes(weights: Path, tmp_path: Path) -> None:
     [
         (["--threshold", "2"], "--threshold: expected a number from 0 to 1, found '2'"),
         (["--threshold", "cat=x"], "--threshold: expected a number from 0 to 1, found 'x'"),
-        (["--threshold", "cot=0.5"], "threshold: no class 'cot', did you mean 'cat'?"),
+        (["--threshold", "cot=0.5"], "--threshold: no class 'cot', did you mean 'cat'?"),
         (["--save", "jsn"], "--save: expected one of images, "),
         (["--save", "none,json"], "--save: expected none, or other outputs, found none,json"),
         (["--watch"], "--watch: expected a folder"),
         (["--overlap", "0.3"], "--overlap 0.3: no effect without tiles"),
-        (["--tile", "8"], "tile: expected an integer of at least 32, found 8"),
-        (["--tile", "x"], "--tile: expected an integer, found 'x'"),
+        (["--tile", "8"], "--tile: expected an integer of at least 32, found '8'"),
+        (["--tile", "x"], "--tile: expected an integer of at least 32, found 'x'"),
         (["--tile", "64", "--overlap", "1"], "--overlap: expected a number from 0 to 0.9, found '1'"),
     ],
 )

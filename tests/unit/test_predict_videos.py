@@ -97,8 +97,8 @@ class TestVideo:
 
         streams = SimpleNamespace(video=[SimpleNamespace(average_rate=10)])
         packets = [Packet(100.0), Packet(100.1), Packet(None), Packet(100.3)]
-        container = SimpleNamespace(name="late.ts", streams=streams, demux=lambda _: iter(packets))
-        frames = list(video_module._decode(container, is_live=False))
+        container = SimpleNamespace(streams=streams, demux=lambda _: iter(packets))
+        frames = list(video_module._decode(container, is_live=False, name="late.ts"))
         assert [frame.error for frame in frames] == ["is damaged"] * 2 + [
             "cannot be decoded: Invalid data",
             "is damaged",
@@ -111,6 +111,16 @@ class TestVideo:
         assert not success
         assert "text.mp4: cannot be opened as video: Invalid data" in str(results[0].error)
         assert len(results) == 6
+
+    def test_a_file_that_ends_before_its_first_frame_is_reported(self, detector: Detector, tmp_path: Path) -> None:
+        path = write_video(tmp_path / "cut.mkv")
+        with av.open(str(path)) as container:
+            position = next(container.demux(video=0)).pos
+        assert position
+        path.write_bytes(path.read_bytes()[:position])
+        success, results = predict(detector, [path], tmp_path / "out")
+        message = f"{path}: ends before its first frame; the file is incomplete"
+        assert (success, [result.error for result in results]) == (False, [message])
 
     def test_videos_in_folders_and_globs_are_sources(self, clip: Path, tmp_path: Path) -> None:
         (tmp_path / "a.MP4").write_bytes(clip.read_bytes())

@@ -24,7 +24,7 @@ from tiny_data import config
 
 from fcos import Detector
 from fcos.data import Annotations, load_annotations
-from fcos.errors import ConfigError, WriteError
+from fcos.errors import ConfigError, DataError, WriteError
 from fcos.inference.prediction import Prediction
 from fcos.inference.sources import predict_files
 from fcos.inference.stream import Detected
@@ -151,6 +151,34 @@ def test_csv_has_a_row_per_detection_and_is_read_back(detector: Detector, photos
         [score for result in results for score in found(result).scores.tolist()], abs=1e-6
     )
     assert_same(read(tmp_path / "out/predictions.csv"), results, atol=1e-4)
+
+
+def test_csv_names_the_pictures_and_not_their_annotated_copies(
+    detector: Detector, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").touch()  # not a folder of predictions only
+    monkeypatch.chdir(photos)
+    results: list[Detected] = []
+    options: dict[str, Any] = {"save": ["images", "csv"], "report": results.append}
+    assert predict_files(detector, ["a.png", "b.jpg"], out, **options)
+    assert [result.picture for result in results] == [out / "a.png", out / "b.jpg"]
+    assert_same(read(out / "predictions.csv"), results, atol=1e-4)
+    monkeypatch.chdir(tmp_path)
+    annotations = read(Path("out/predictions.csv"))
+    assert [annotations.path(i) for i in range(2)] == [photos / "a.png", photos / "b.jpg"]
+
+
+def test_labels_of_other_classes_are_not_mixed(detector: Detector, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(detector, photos, out, ["yolo"])
+    run(detector, photos, out, ["yolo"])
+    other = Detector(detector.model, detector.config, class_names=["car", "dog", "owl"])
+    before = contents(out)
+    with pytest.raises(DataError, match=r"yolo/data\.yaml: the folder contains labels of other classes.* \(--out\)"):
+        predict_files(other, [str(photos)], out, save=["yolo", "csv"], report=lambda _: None)
+    assert contents(out) == before
 
 
 def test_csv_keeps_pictures_without_detections(detector: Detector, photos: Path, tmp_path: Path) -> None:

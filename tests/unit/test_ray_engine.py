@@ -6,8 +6,10 @@ import io
 import json
 import os
 import pickle
+import shutil
 import sys
 import tarfile
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,11 +146,11 @@ def test_two_workers_give_the_results_of_one_process_and_continue(
     lost = next(path for path in states if path.name.startswith("shard-a.tar"))
     lost.unlink()  # as if the run had been killed before this part was complete
     Image.radial_gradient("L").convert("RGB").save(photos / "new.png")
-    assert run(weights, *sources, *options) == 0
-    assert capsys.readouterr().out.startswith("3 images: ")
-    assert {path: path.stat().st_mtime_ns for path in states if path != lost} == {
-        path: state for path, state in states.items() if path != lost
-    }
+    assert run(weights, *sources, *options) == 1
+    again = capsys.readouterr()
+    assert (again.out.partition(":")[0], again.err) == ("4 images", output.err)
+    kept = [path for path in states if path.name.startswith("shard-") and path != lost]
+    assert [path.stat().st_mtime_ns for path in kept] == [states[path] for path in kept]
     again = read(out)
     assert len(rows_of(again, "new.png")) > 0
     names = [path.name for path in [*files, photos / "broken.png"]]
@@ -157,6 +159,80 @@ def test_two_workers_give_the_results_of_one_process_and_continue(
     ray, usage = sys.modules["ray"], import_package("ray._common.usage.usage_lib")
     assert not ray.is_initialized()
     assert not usage.usage_stats_enabled()
+
+
+class LocalRay(SimpleNamespace):
+    """Ray with one worker in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(exceptions=SimpleNamespace(RayError=ZeroDivisionError))
+        context = SimpleNamespace(get_current=SimpleNamespace)
+        self.data = SimpleNamespace(DataContext=context, ActorPoolStrategy=SimpleNamespace, from_items=self.from_items)
+        for name, module in (("ray", self), ("ray.data", self.data)):
+            monkeypatch.setitem(sys.modules, name, module)
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 1.0}
+
+    def from_items(self, rows: list[dict[str, bytes]], **_: object) -> LocalRay:
+        self.rows = rows
+        return self
+
+    def map_batches(self, function: type, *, fn_constructor_args: tuple[object, ...], **_: object) -> LocalRay:
+        self.call = function(*fn_constructor_args)
+        return self
+
+    def iter_rows(self) -> Iterator[dict[str, object]]:
+        for row in self.rows:
+            results = self.call({"part": np.array([row["part"]], dtype=object)})
+            yield {name: values[0] for name, values in results.items()}
+
+
+def collect(*sources: Path, out: Path) -> tuple[int, int, list[str]]:
+    """Run with one worker, and return the numbers of images and failures, and the messages."""
+    messages: list[str] = []
+    worker = DetectionWorker(tiny_detector, threshold=0.5, threads=None)
+    done = ray_engine.predict_collection(worker, list(map(str, sources)), out, report=messages.append)
+    return done.num_images, done.num_failed, messages
+
+
+REASON = "not an image, or the start of the file is damaged"
+
+
+def test_failed_pictures_are_tried_again(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    LocalRay(monkeypatch)
+    good, *broken = (photos / name for name in ("0.png", "broken.png", "other.png"))
+    broken[1].write_text("no picture")
+    failures = (2, [f"{path}: {REASON}" for path in broken])
+    out = tmp_path / "out"
+    assert collect(good, *broken, out=out) == (3, *failures)
+    first = read(out)
+    assert collect(good, *broken, out=out) == (2, *failures)
+    key = [("filename", "ascending"), ("score", "ascending")]
+    assert read(out).sort_by(key).equals(first.sort_by(key))
+
+    shutil.copy(good, broken[0])
+    assert collect(good, broken[0], out=out) == (1, 0, [])
+    scores = {path: [row["score"] for row in rows_of(read(out), path.name)] for path in (good, *broken)}
+    assert scores[broken[0]] == scores[good] != []
+    assert scores[broken[1]] == [None]  # was not among the sources
+
+
+def test_failures_in_shards_are_reported_again(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    LocalRay(monkeypatch)
+    images = [(photos / name).read_bytes() for name in ("0.png", "broken.png")]
+    shard, broken, out = tmp_path / "a.parquet", tmp_path / "b.parquet", tmp_path / "out"
+    pq.write_table(pa.table({"image": images}), shard)
+    pq.write_table(pa.table({"image": [b"a", b"b"]}), broken)
+    failures = [f"{broken}/{i}: {REASON}" for i in range(2)]
+    assert collect(shard, broken, out=out) == (4, 3, [f"{shard}/1: {REASON}", *failures])
+    (part,) = out.glob("shard-a.parquet-*")
+    message = f"{shard}/1: {REASON} (in an earlier run; to try it again, delete {part})"
+    assert collect(shard, out=out) == (0, 1, [message])
+    assert collect(broken, out=out) == (2, 2, failures)  # done again, as nothing of it succeeded
 
 
 def test_masks_and_keypoints_of_a_part_are_those_of_one_process(shapes: Detector, photos: Path, tmp_path: Path) -> None:

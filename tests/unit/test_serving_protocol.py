@@ -71,6 +71,23 @@ def test_client_chooses_outputs_and_their_form(server):
     assert result.as_numpy("boxes") is None
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"priority": 1, "timeout": 1},
+        {"sequence_id": 7, "sequence_start": True, "sequence_end": True},
+        {"sequence_id": "camera 1"},
+        {"sequence_id": 0, "request_id": "7", "timeout": 0, "headers": {"X-Forwarded-For": "10.0.0.1"}},
+    ],
+)
+def test_scheduling_and_sequences_of_the_client_have_no_effect(server, options):
+    images = tensor([encoded(picture())])
+    expected = server.infer("tiny", [images])
+    result = server.infer("tiny", [images], **options)
+    np.testing.assert_array_equal(result.as_numpy("boxes"), expected.as_numpy("boxes"))
+    assert expected.as_numpy("counts").tolist() == result.as_numpy("counts").tolist() != [0]
+
+
 def test_image_without_detections_gives_empty_tensors(server):
     result = server.infer("tiny", [tensor([encoded(picture())])], parameters={"threshold": 1.0})
     assert result.as_numpy("boxes").shape == (1, 0, 4)
@@ -108,7 +125,8 @@ def test_json_without_binary_data(client):
     ("changes", "message"),
     [
         ({"parameters": {"threshold": 2}}, "parameters.threshold: Input should be less than or equal to 1"),
-        ({"parameters": {"sequence_id": 2}}, "parameters.sequence_id: Extra inputs are not permitted"),
+        ({"parameters": {"treshold": 0.5}}, "parameters.treshold: Extra inputs are not permitted"),
+        ({"parameters": {"priority": "high"}}, "parameters.priority: Input should be a valid integer"),
         ({"outputs": [{"name": "shapes"}]}, "outputs: expected one of counts, boxes, scores, labels"),
         ({"name": "pixels"}, "inputs.0.name: Input should be 'images'"),
         ({"datatype": "UINT8"}, "inputs.0.datatype: Input should be 'BYTES'"),

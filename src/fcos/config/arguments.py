@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..files import MAX_NAME_BYTES, find_long_name
+from ..files import MAX_NAME_BYTES, find_long_name, require_creatable
 from ..formatting import quote
 
 
@@ -46,6 +46,7 @@ def check_new_file(file: Any, *, name: str, suffix: str) -> Path:
 
     Raises:
         ConfigError: it is not a path, has another suffix, is a folder, or is in a folder that does not exist.
+        WriteError: no file can be created in its folder.
     """
     path = Path(check_source(file, name=name))
     if path.is_dir():
@@ -54,6 +55,7 @@ def check_new_file(file: Any, *, name: str, suffix: str) -> Path:
         raise ConfigError(f"{name}: expected the path of a new file that ends in {suffix}, found {quote(str(path))}")
     if not path.parent.is_dir():
         raise ConfigError(f"{name}: {path} cannot be written, because there is no folder {path.parent}; create it")
+    require_creatable(path)
     return path
 
 

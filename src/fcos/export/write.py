@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 
 from ..choices import ExportContent, ExportFormat, ExportNMS, ExportPrecision
 from ..errors import ConfigError, ExportError, WeightsError
-from ..files import explain_write_errors, write_text
+from ..files import explain_write_errors, require_creatable, write_text
 from ..formatting import quote
 from ..models import DetectionModel
 from .aoti import add_entry, compile_package, describe_machine, require_compiler
@@ -73,6 +73,7 @@ def check_output(out: Path, form: ExportFormat, precision: ExportPrecision = "fl
         WeightsError: a file exists already or has another suffix, or its folder does not exist.
         ConfigError: the format is unknown or does not support this precision, or a package or a compiler is not
             installed.
+        WriteError: no file can be created in its folder.
     """
     if form not in FORMATS:
         raise ConfigError(f"--format: expected one of {', '.join(FORMATS)}, found {quote(form)}")
@@ -84,6 +85,7 @@ def check_output(out: Path, form: ExportFormat, precision: ExportPrecision = "fl
             raise WeightsError(f"{file}: exists already and is not overwritten; give another name or remove it first")
     if not out.parent.is_dir():
         raise WeightsError(f"{out}: no such folder {out.parent}; create it first")
+    require_creatable(out)
     if precision == "int8" and precision not in _PRECISIONS[form]:
         raise ConfigError(f"--precision int8: only --format openvino supports it, not {form}")
     if precision not in _PRECISIONS[form]:

@@ -116,9 +116,14 @@ def divide(files: Sequence[str], finished: Mapping[str, str], *, num_workers: in
     ]
 
 
-def _divide_shard(path: str, finished: Mapping[str, str]) -> list[Part]:
+def shard_prefix(path: str) -> str:
+    """Return the start of the names of the parts of a shard; the number of a row group follows."""
     stem = re.sub(r"[^A-Za-z0-9_.-]", "_", os.path.basename(path))[-100:]
-    prefix, state = f"shard-{stem}-{_digest(path)}-", _state_of(path)
+    return f"shard-{stem}-{_digest(path)}-"
+
+
+def _divide_shard(path: str, finished: Mapping[str, str]) -> list[Part]:
+    prefix, state = shard_prefix(path), _state_of(path)
     groups = range(_count_row_groups(path) if path.lower().endswith(PARQUET_SUFFIX) else 1)
     parts = [Part(f"{prefix}{group}.parquet", shard=path, group=group, state=state) for group in groups]
     if any(finished.get(part.name, state) != state for part in parts):

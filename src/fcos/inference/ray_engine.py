@@ -20,8 +20,9 @@ from ..extras import import_package
 from ..files import explain_write_errors, remove_old_temporaries, replaced
 from ..formatting import plural
 from .batch_worker import WORKER_COLUMNS, DetectionWorker
-from .collection import PICTURES, Part, divide, find_files, read_part
+from .collection import PICTURES, Part, divide, find_files, read_part, shard_prefix
 from .frames import Source
+from .paths import is_shard
 from .sources import prepare_folder
 from .writers.tables import parquet_schema, to_unicode
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SETTINGS, _STATE = b"fcos", b"state"  # keys in the metadata of the files
+Failures = dict[str, dict[str, str]]
+"""Messages of failures by picture, by name of the part."""
 _TRIES = 2  # more than one, because a machine may fail; few, because a picture may end its process
 
 
@@ -63,7 +66,9 @@ def predict_collection(
     """Detect objects in a collection with Ray Data. A failure does not stop the others.
 
     Every part of the collection becomes a Parquet file with the columns `WORKER_COLUMNS`, which appears when it is
-    complete. Parts whose files exist are not done again. All machines of a cluster must reach the same files.
+    complete. Parts whose files exist are not done again. Exceptions are pictures in files of their own that failed, and
+    parts of shards without a success; other failures in shards are reported again. All machines of a cluster must reach
+    the same files.
 
     Args:
         worker: the detector and its options.
@@ -86,13 +91,15 @@ def predict_collection(
     settings = _describe(worker)  # finds mistakes before anything is written
     prepare_folder(out, [Source(path, "picture") for path in files], ["parquet"])
     remove_old_temporaries(out)
-    finished = _find_finished(out, settings)
+    finished, failed = _find_finished(out, settings)
+    messages += _failures_in_shards(files, out, failed)
     collected = Collected(num_failed=len(messages), is_continued=bool(finished))
     for message in messages:
         report(message)
     with _connection(ray):
         count, resources = _share(ray.cluster_resources(), num_workers)
         parts = divide(files, finished, num_workers=count)
+        _drop_failures(files, out, failed)
         if progress is not None:
             progress(0, len(parts))
         missing = {part.name: part for part in parts}
@@ -150,8 +157,8 @@ def _describe(worker: DetectionWorker) -> str:
     )
 
 
-def _find_finished(out: Path, settings: str) -> dict[str, str]:
-    """Return the states of finished parts by name, see `Part`; also the names of pictures in files of their own.
+def _find_finished(out: Path, settings: str) -> tuple[dict[str, str], Failures]:
+    """Return the states of finished parts by name, see `Part`, also the names of finished pictures; and the failures.
 
     Raises:
         DataError: a Parquet file in the folder does not belong to this collection.
@@ -160,22 +167,62 @@ def _find_finished(out: Path, settings: str) -> dict[str, str]:
     import pyarrow.parquet as pq
 
     finished: dict[str, str] = {}
+    failed: Failures = {}
     for path in sorted(out.glob("*.parquet")):
         try:
             with pq.ParquetFile(path) as file:
                 metadata = file.schema_arrow.metadata or {}
                 is_same = metadata.get(_SETTINGS) == settings.encode()
-                finished[path.name] = metadata.get(_STATE, b"").decode()
-                if is_same and path.name.startswith(PICTURES):
-                    finished |= dict.fromkeys(file.read(["filename"])["filename"].to_pylist(), "")
+                columns = file.read(["filename", "error"]).to_pydict() if is_same else {}
         except (OSError, pa.ArrowException):
-            is_same = False
+            is_same, metadata, columns = False, {}, {}
         if not is_same:
             raise DataError(
                 f"{path}: was written with other weights or options, or by another program; choose another folder"
                 " (--out), or delete the file"
             )
-    return finished
+        rows = list(zip(columns["filename"], columns["error"], strict=True))
+        successes = {name for name, error in rows if error is None}
+        if path.name.startswith(PICTURES):
+            finished |= dict.fromkeys(successes, "")
+        if path.name.startswith(PICTURES) or successes or not rows:
+            finished[path.name] = metadata.get(_STATE, b"").decode()
+            failed[path.name] = {name: error for name, error in rows if error is not None}
+    return finished, failed
+
+
+def _failures_in_shards(files: Sequence[str], out: Path, failed: Failures) -> list[str]:
+    """Return the messages of an earlier run about pictures in shards, which are not tried again."""
+    prefixes = {shard_prefix(path) for path in files if is_shard(path)}
+    return [
+        f"{message} (in an earlier run; to try it again, delete {out / part})"
+        for part, messages in failed.items()
+        if f"{part.rpartition('-')[0]}-" in prefixes
+        for message in messages.values()
+    ]
+
+
+def _drop_failures(files: Sequence[str], out: Path, failed: Failures) -> None:
+    """Remove the rows of failed pictures that are tried again, so that each picture has one result.
+
+    Raises:
+        WriteError: the disk is full or not writable.
+    """
+    import pyarrow.parquet as pq
+
+    again = {to_unicode(path) for path in files if not is_shard(path)}
+    for part, messages in failed.items():
+        if not part.startswith(PICTURES) or again.isdisjoint(messages):
+            continue
+        table = pq.read_table(out / part)
+        rows = zip(table["filename"].to_pylist(), table["error"].to_pylist(), strict=True)
+        kept = table.filter([error is None or name not in again for name, error in rows])
+        with explain_write_errors(out / part):
+            if not kept.num_rows:
+                (out / part).unlink()
+                continue
+            with replaced(out / part) as temporary:
+                pq.write_table(kept, temporary)
 
 
 @contextmanager

@@ -22,6 +22,8 @@ Region = tuple[int, int, int, int]
 Detect = Callable[[Sequence[Region]], list[Instances]]
 """Function from regions of a picture to the detections in each, in pixels of the region."""
 
+MIN_TILE = 32
+"""Smallest side of a tile in pixels."""
 _COVERED = 0.5  # part of a cut box that a whole box of its class covers if both are the same object
 _LARGE = 0.75  # side of a box relative to the overlap from which the box of the whole picture is used
 
@@ -43,7 +45,7 @@ class Tiling:
     overlap: float = 0.2
 
     def __post_init__(self) -> None:
-        require_count("tile", self.size, at_least=32)
+        require_count("tile", self.size, at_least=MIN_TILE)
         if isinstance(self.overlap, str) or not 0 <= self.overlap <= 0.9:
             raise ConfigError(f"overlap: expected a number from 0 to 0.9, found {quote(self.overlap)}")
 

@@ -114,7 +114,7 @@ def read_video(source: str, *, max_pixels: int | None = MAX_PIXELS) -> Iterator[
 
     Raises:
         ConfigError: PyAV is not installed.
-        DataError: the source cannot be opened, contains no video, or is too large.
+        DataError: the source cannot be opened, contains no video or not a single frame, or is too large.
     """
     with _open(source) as container:
         stream = container.streams.video[0]
@@ -123,14 +123,14 @@ def read_video(source: str, *, max_pixels: int | None = MAX_PIXELS) -> Iterator[
                 f"{source}: has {stream.width}x{stream.height} pixels, more than data.max_pixels={max_pixels}; if the"
                 " file can be trusted, increase this option"
             )
-        yield from _decode(container, is_live=is_remote(source) and not container.duration)
+        yield from _decode(container, is_live=is_remote(source) and not container.duration, name=source)
 
 
 def read_camera(number: int) -> Iterator[VideoFrame]:
     """Read the frames of a camera without end. Errors are those of `read_video`."""
     address, form = camera_input(number)
     with _open(address, form=form, name=f"camera {number}") as container:
-        yield from _decode(container, is_live=True)
+        yield from _decode(container, is_live=True, name=f"camera {number}")
 
 
 def camera_input(number: int) -> tuple[str, str | None]:
@@ -172,22 +172,26 @@ def _describe(error: Exception) -> str:
     return str(reason or error).partition("\n")[0] or type(error).__name__
 
 
-def _decode(container: Any, *, is_live: bool) -> Iterator[VideoFrame]:
-    av, stream = import_av(container.name), container.streams.video[0]
+def _decode(container: Any, *, is_live: bool, name: str) -> Iterator[VideoFrame]:
+    av, stream = import_av(name), container.streams.video[0]
     rate, first, last = float(stream.average_rate or 25), None, 0.0  # of the first and the last frame, in seconds
-    packets = container.demux(stream)
+    packets, is_empty = container.demux(stream), True
     while True:
         try:
             packet = next(packets)
             frames = packet.decode()
         except StopIteration:
+            if is_empty:
+                raise DataError(f"{name}: ends before its first frame; the file is incomplete") from None
             return
         except av.FFmpegError as error:
+            is_empty = False
             yield VideoFrame(None, f"cannot be decoded: {_describe(error)}", last - (first or 0.0), is_live)
             if not isinstance(error, av.InvalidDataError):  # the connection or the disk
                 return
             continue
         for frame in frames:
+            is_empty = False
             # Without timestamps, the frames have equal distances.
             seconds = last + 1 / rate if frame.time is None else frame.time
             first = seconds if first is None else first

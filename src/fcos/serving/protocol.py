@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _TYPES = {"float32": "FP32", "int64": "INT64", "object": "BYTES"}
 _VERSION = "1"
+_OPTIONS = {"threshold", "max_detections", "nms_threshold"}  # parameters of a request that select detections
 
 
 class _Strict(BaseModel):
@@ -66,12 +67,21 @@ class RequestedOutput(_Strict):
 
 
 class Parameters(_Strict):
-    """Parameters of a request: the options of `POST /v1/detect`, and whether outputs are binary by default."""
+    """Parameters of a request: the options of `POST /v1/detect`, and whether outputs are binary by default.
+
+    Triton's clients also send the parameters of its extensions for scheduling and sequences. They have no effect, as in
+    Triton for a model whose configuration does not use them.
+    """
 
     binary_data_output: bool = False
     threshold: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
     max_detections: int | None = Field(default=None, ge=0, le=1_000_000)
     nms_threshold: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    priority: int = Field(default=0, ge=0, description="No effect.")
+    timeout: int = Field(default=0, ge=0, description="Microseconds; no effect, see `fcos serve --timeout`.")
+    sequence_id: int | str = Field(default=0, description="No effect.")
+    sequence_start: bool = Field(default=False, description="No effect.")
+    sequence_end: bool = Field(default=False, description="No effect.")
 
 
 class InferRequest(_Strict):
@@ -127,7 +137,7 @@ def routes(service: Service) -> APIRouter:
             async with ticket.time_limit(Problem(408, f"the body did not arrive within {settings.timeout:g} s")):
                 content = await read_body(request, settings.max_body)
             parsed, files = await service.run(_parse, content, request.headers.get(_HEADER_LENGTH))
-            selection = service.selection(**parsed.parameters.model_dump(exclude={"binary_data_output"}))
+            selection = service.selection(**parsed.parameters.model_dump(include=_OPTIONS))
             detected = await service.detect(files, selection, ticket)
             request.state.log = {"images": len(files), "detections": sum(len(image.instances) for image in detected)}
             return await service.run(_respond, name, parsed, [image.instances for image in detected])

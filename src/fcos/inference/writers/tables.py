@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -99,7 +100,11 @@ def to_rows(detected: Detected, classes: Classes) -> Iterator[dict[str, Any]]:
 
 
 class CsvWriter:
-    """`predictions.csv`, a row for every detection, which other programs can follow while it grows."""
+    """`predictions.csv`, a row for every detection, which other programs can follow while it grows.
+
+    Names of files are absolute paths: readers of data sets look for other names beside the CSV first, where the
+    annotated copies are.
+    """
 
     def __init__(self, out: Path, classes: Classes, files: OpenFiles) -> None:
         self._classes = classes
@@ -107,7 +112,9 @@ class CsvWriter:
 
     def write(self, detected: Detected) -> None:
         """Append the detections of a picture."""
-        rows = to_rows(detected, self._classes)
+        source = detected.source
+        name = os.path.abspath(source) if os.path.isfile(source) else source
+        rows = [row | {"filename": name} for row in to_rows(detected, self._classes)]
         self._file.write(_to_csv([[row[column] for column in _COLUMNS] for row in rows]))
 
 
