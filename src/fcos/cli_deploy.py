@@ -43,7 +43,11 @@ def export(  # noqa: PLR0917 (options of the command line)
     ] = "onnx",
     size: Annotated[
         str | None,
-        typer.Option(metavar="HxW", help="Fixed height and width of the padded images, e.g. 608x800; default: any."),
+        typer.Option(
+            metavar="HxW",
+            help="Fixed height and width of the padded images, e.g. 608x800; default: any. More padding than"
+            " without the option changes the detections.",
+        ),
     ] = None,
     batch: Annotated[
         str | None, typer.Option(metavar="N", help="Fixed number of images at a time; default: any.")

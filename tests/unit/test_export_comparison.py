@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -79,6 +80,23 @@ def test_detection_may_differ_if_a_variation_misses_the_one_and_has_the_other(
     assert differences.within(LIMITS) == passed
     assert differences.boxes == (0.0 if passed else 1.0)
     assert differences.undecided == 2 or not passed
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize(("num_random", "passed"), [(1, True), (3, False)])
+def test_in_half_precision_detections_may_differ_in_as_many_as_variations_do(
+    precision: Any, num_random: int, passed: bool
+) -> None:
+    """Every variation has another detection, which depends on rounding."""
+
+    def with_random(start: int, count: int) -> Instances:
+        return instances(A, *[([10.0 * i, 50.0, 10.0 * i + 5, 60.0], 0.1, 0) for i in range(start, start + count)])
+
+    variations = [with_random(seed, 1) for seed in range(4)]
+    differences = compare(instances(A), with_random(10, num_random), TOLERANCES[precision], lambda: variations)
+    passed &= precision == "float16"
+    assert differences.unmatched == (0 if passed else num_random)
+    assert differences.undecided == (num_random if passed else 0)
 
 
 def test_variations_are_not_computed_if_all_detections_match() -> None:

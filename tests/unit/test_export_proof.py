@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from exports import KEYPOINTS, MASKS, small_detector
 from torch import Tensor
 
 from fcos import Detector, ExportError
-from fcos.export.graph import DetectionGraph
+from fcos.export.graph import DetectionGraph, lower_precision
 from fcos.export.metadata import FixedSizes
 from fcos.export.proof import MIN_DETECTIONS, Prover, proof_batches, proof_images, vary
 from fcos.models import DetectionModel
@@ -131,6 +132,32 @@ def test_wrong_raw_outputs_fail(value: float) -> None:
     assert not prover.prove(Raw(value)).passed
 
 
+def test_cancellation_of_half_precision_does_not_hide_wrong_raw_outputs() -> None:
+    """The centerness is the small difference of two large values, so that rounding is a large fraction of it."""
+    detector = small_detector()
+    head = fcos_of(detector).get_submodule("head")
+    with torch.no_grad():
+        for module in head.modules():
+            if isinstance(module, torch.nn.GroupNorm):
+                module.weight.fill_(0.002)
+                module.bias.fill_(1.0)
+        kernel = head.get_parameter("centerness.weight")
+        kernel[..., [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0
+        head.get_parameter("centerness.bias").copy_(-kernel.sum())
+    images = proof_images(FixedSizes())[:1]
+    batches = proof_batches(images, FixedSizes(batch=1), divisor=16)
+    prover = Prover(detector.model, batches, content="raw", precision="float16")
+    runtime = Changed(detector.model)
+    runtime.graph = DetectionGraph(lower_precision(detector.model, torch.float16), content="raw")
+    proof = prover.prove(runtime)
+    assert proof.passed, proof.summary()
+    assert proof.raw_undecided > 0.01
+    assert re.search(r"of outputs \(limit 0\.01\); up to \S+ by rounding$", proof.summary())
+    for name in ("logits_1", "ltrb_0"):
+        runtime.change = lambda outputs, name=name: outputs[name].mul_(1.05)
+        assert not prover.prove(runtime).passed
+
+
 def test_decisions_of_rounding_do_not_fail() -> None:
     """Two detections have the same score, and only one of them is within the limit."""
     detector = small_detector(nms_threshold=0.0)
@@ -152,6 +179,32 @@ def test_decisions_of_rounding_do_not_fail() -> None:
         assert proof.passed, proof.summary()
         undecided += proof.differences.undecided
     assert undecided > 0
+
+
+def test_half_precision_passes_and_faults_fail() -> None:
+    detector = small_detector()
+    views = proof_batches(proof_images(FixedSizes())[:1], FixedSizes(batch=1), divisor=16)
+    prover = Prover(detector.model, views, precision="float16")
+    runtime = Changed(lower_precision(detector.model, torch.float16))
+    proof = prover.prove(runtime)
+    assert proof.passed, proof.summary()
+    for fault in (shift_boxes, exchange_all_classes, halve_scores):
+        runtime.change = fault
+        assert not prover.prove(runtime).passed, fault.__name__
+    changed = vary(detector.model, 0, 2.0**-4)
+    assert not prover.prove(Changed(lower_precision(changed, torch.float16))).passed
+
+
+def shift_boxes(outputs: dict[str, Tensor]) -> None:
+    outputs["boxes"] += 3.0
+
+
+def exchange_all_classes(outputs: dict[str, Tensor]) -> None:
+    outputs["labels"] = (outputs["labels"] + 1) % 3
+
+
+def halve_scores(outputs: dict[str, Tensor]) -> None:
+    outputs["scores"] /= 2
 
 
 def test_summary_states_differences_and_limits() -> None:

@@ -87,12 +87,13 @@ class Metadata:
         }
 
     def _describe_input(self) -> str:
-        data = self.config.data
+        data, size = self.config.data, self.fixed.size
+        fixed = "" if size is None else f" All images are padded to {size[0]}x{size[1]}, which the network sees."
         return (
             "images: uint8 RGB [N, 3, H, W] without normalisation, padded at the right and the bottom to sides that"
             f" {data.size_divisor} divides; sizes: int64 [N, 2], (height, width) without the padding. The detector was"
             f" trained for images resized so that the short side has {data.detection_short_side} pixels,"
-            f" or, if this is less, the long side {data.detection_max_side}."
+            f" or, if this is less, the long side {data.detection_max_side}.{fixed}"
         )
 
     def _describe_output(self) -> str:
