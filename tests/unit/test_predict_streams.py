@@ -155,7 +155,7 @@ class TestLists:
             if len(names) == 2:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(frames_module.time, "sleep", pause)
+        monkeypatch.setattr(frames_module, "sleep", pause)
         with pytest.raises(KeyboardInterrupt):
             predict_files(detector, [str(folder)], tmp_path / "out", watch=True, report=stop)
         assert names == ["a.png", "b.png"]
@@ -179,7 +179,7 @@ class TestLists:
             elif looks == 12:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(frames_module.time, "sleep", pause)
+        monkeypatch.setattr(frames_module, "sleep", pause)
         frames = read_frames([Source(str(folder), "watched", None)], detector.config.data)
         results = [(Path(frame.source).name, frame.error is None) for frame in islice(frames, 3)]
         assert results == [("a.png", True), ("b.png", False), ("b.png", True)]

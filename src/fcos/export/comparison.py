@@ -33,7 +33,7 @@ class Tolerances(NamedTuple):
         logits: difference of the logit of a keypoint.
         outputs: difference of a raw output, as a fraction of the largest one.
         variation: relative standard deviation of the changes of weights in variations.
-        by_number: whether detections without counterpart are also accepted by their number, see `_is_usual`.
+        is_half: whether the additional rules of half precision apply, see `_is_usual` and `Prover._compare_raw`.
     """
 
     boxes: float = 1e-2
@@ -42,17 +42,17 @@ class Tolerances(NamedTuple):
     logits: float = 1e-3
     outputs: float = 1e-4
     variation: float = 2.0**-20
-    by_number: bool = False
+    is_half: bool = False
 
 
 TOLERANCES: dict[Precision, Tolerances] = {
     "float32": Tolerances(),
     "float16": Tolerances(
-        boxes=1.0, scores=0.01, masks=0.02, logits=0.2, outputs=0.01, variation=2.0**-10, by_number=True
+        boxes=1.0, scores=0.01, masks=0.02, logits=0.2, outputs=0.01, variation=2.0**-10, is_half=True
     ),
     # It has 8 times the rounding errors of float16.
     "bfloat16": Tolerances(
-        boxes=8.0, scores=0.08, masks=0.16, logits=1.6, outputs=0.08, variation=2.0**-7, by_number=True
+        boxes=8.0, scores=0.08, masks=0.16, logits=1.6, outputs=0.08, variation=2.0**-7, is_half=True
     ),
 }
 
@@ -119,7 +119,7 @@ def compare(
         if torch.equal(missed, lonely) and torch.equal(repeated, additional):
             break
     else:
-        if tolerances.by_number and _is_usual(expected, found, others, tolerances):
+        if tolerances.is_half and _is_usual(expected, found, others, tolerances):
             missed, repeated = lonely, additional
     is_compared = is_close | ~(missed[rows] & repeated[partner[rows]])
     has_no_partner = lonely.index_fill(0, rows, False) & ~missed

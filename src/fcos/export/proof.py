@@ -268,24 +268,24 @@ class Prover:
     def _compare_raw(self, views: Views, outputs: dict[str, Tensor]) -> tuple[float, float]:
         """Return the largest differences of outputs that variations do not explain, and of those that they do.
 
-        A difference is a fraction of the largest value of the output. Beyond the limit, it is explained if a variation
-        of PyTorch differs at least as much in this output: rounding has a large effect where large terms cancel.
+        A difference is a fraction of the largest value of the output. In half precision, one beyond the limit is
+        explained if a variation of PyTorch differs at least as much in this output: rounding has a large effect where
+        large terms cancel.
         """
         expected = self._detect_raw(self.model, views)
         assert list(expected) == list(outputs)
         differences = _relative_differences(expected, outputs)
-        explained = dict.fromkeys(expected, False)
-        excessive = [name for name, value in differences.items() if not value <= self.tolerances.outputs]
+        limit = self.tolerances.outputs if self.tolerances.is_half else torch.inf
+        excessive, explained = {name for name, value in differences.items() if not value <= limit}, set[str]()
         for seed in range(NUM_VARIATIONS):
-            open_names = [name for name in excessive if not explained[name]]
-            if not open_names:
+            if not excessive:
                 break
             varied = self._detect_raw(vary(self.model, seed, self.tolerances.variation), views)
             effects = _relative_differences(expected, varied)
-            explained |= {name: differences[name] <= effects[name] < torch.inf for name in open_names}
-        groups = ([value for name, value in differences.items() if explained[name] == flag] for flag in (False, True))
-        remaining, undecided = (max(values, default=0.0) for values in groups)
-        return remaining, undecided
+            explained |= {name for name in excessive if differences[name] <= effects[name] < torch.inf}
+            excessive -= explained
+        remaining = max((value for name, value in differences.items() if name not in explained), default=0.0)
+        return remaining, max((differences[name] for name in explained), default=0.0)
 
     @staticmethod
     @torch.inference_mode()

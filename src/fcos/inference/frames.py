@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import sys
-import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
+from time import sleep
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -305,7 +305,7 @@ def _wait_for_files(folders: Sequence[str], failed: Container[str]) -> Iterator[
                 yield path
         done = {path: state for path, state in done.items() if path in states}  # a removed file may come again
         last = states
-        time.sleep(_POLL)
+        sleep(_POLL)
 
 
 def _list_states(folder: str) -> dict[str, tuple[int, int]]:
