@@ -35,7 +35,7 @@ def run(monkeypatch, capsys, *arguments):
     [
         (["--max-batch", "0"], "--max-batch: expected an integer from 1 to 4096, found '0'"),
         (["--max-wait-ms", "nan"], "--max-wait-ms: expected a number from 0 to 60000, found 'nan'"),
-        (["--max-queue", "many"], "--max-queue: expected an integer from 1 to 1e+06, found 'many'"),
+        (["--max-queue", "many"], "--max-queue: expected an integer from 1 to 1000000, found 'many'"),
         (["--port", "70000"], "--port: expected an integer from 0 to 65535, found '70000'"),
         (["--timeout", "0"], "--timeout: expected a number from 0.001 to 86400, found '0'"),
         (["--name", "a/b"], "--name: expected letters, digits, and - _ . only, found 'a/b'"),
