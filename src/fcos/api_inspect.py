@@ -143,7 +143,7 @@ def benchmark(
     from .training.environment import environment
 
     if seconds is not None and repeats is not None:
-        raise ConfigError("--repeats: the number of batches instead of --seconds; remove one of them")
+        raise ConfigError("--seconds: no effect beside --repeats, which sets the number of batches; remove one of them")
     previous_threads = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)

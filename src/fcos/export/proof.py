@@ -272,7 +272,7 @@ class Prover:
         explained if a variation of PyTorch differs at least as much in this output: rounding has a large effect where
         large terms cancel.
         """
-        expected = self._detect_raw(self.model, views)
+        expected = self._raw_outputs(self.model, views)
         assert list(expected) == list(outputs)
         differences = _relative_differences(expected, outputs)
         limit = self.tolerances.outputs if self.tolerances.is_half else torch.inf
@@ -280,7 +280,7 @@ class Prover:
         for seed in range(NUM_VARIATIONS):
             if not excessive:
                 break
-            varied = self._detect_raw(vary(self.model, seed, self.tolerances.variation), views)
+            varied = self._raw_outputs(vary(self.model, seed, self.tolerances.variation), views)
             effects = _relative_differences(expected, varied)
             explained |= {name for name in excessive if differences[name] <= effects[name] < torch.inf}
             excessive -= explained
@@ -289,7 +289,7 @@ class Prover:
 
     @staticmethod
     @torch.inference_mode()
-    def _detect_raw(model: DetectionModel, views: Views) -> dict[str, Tensor]:
+    def _raw_outputs(model: DetectionModel, views: Views) -> dict[str, Tensor]:
         return raw_outputs(model.padded_outputs(*views))
 
 

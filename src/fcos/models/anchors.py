@@ -149,7 +149,7 @@ class AnchorAssignment(NamedTuple):
 def assign_anchors(anchors: Tensor, targets: Sequence[Objects], matcher: AnchorMatcher) -> AnchorAssignment:
     """Assign an object, background or nothing to every anchor of every image, see `match_anchors`.
 
-    No size depends on the data, except for the numbers of objects, so a GPU never has to be waited for.
+    Only the number of objects depends on the data, so the CPU never waits for a GPU.
 
     Args:
         anchors: [R, 4] float32 anchors of all levels in pixels.
