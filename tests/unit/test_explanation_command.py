@@ -121,6 +121,8 @@ def test_image_without_detections_has_a_page(weights: Path, tmp_path: Path) -> N
     html = page.read_text()
     assert "Explanation of an image" in html
     assert "Score of the class dog" in html
+    assert "No detection reaches the score threshold of its class." in html
+    assert "suppressed boxes" not in html  # no table of detections without rows
     assert "Missed objects" not in html
 
 

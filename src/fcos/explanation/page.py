@@ -89,6 +89,9 @@ def _add_detections(section: Section, explanation: Explanation) -> None:
                 int((trace.suppressors == i).sum()),
             ]
         )
+    if not rows:
+        section.text("No detection reaches the score threshold of its class.")
+        return
     quality_name = "IoU" if explanation.quality_name == "iou" else explanation.quality_name
     section.table(["detection", "class", "score", quality_name, "stride", "location", "suppressed boxes"], rows)
 
