@@ -24,6 +24,7 @@ from fcos.keypoints import COCO_PERSON
 from fcos.serving.problems import Problem
 from fcos.serving.service import Service
 from fcos.serving.settings import Settings
+from fcos.structures import Instances
 
 PNG = {"Content-Type": "image/png"}
 
@@ -235,6 +236,22 @@ def test_late_result_is_answered_with_504():
     with pytest.raises(Problem, match="no result within 0 s") as error:
         asyncio.run(detect())
     assert error.value.status == 504
+
+
+def test_late_encoding_is_answered_with_504(monkeypatch):
+    released, convert = threading.Event(), Instances.to_dict
+
+    def convert_slowly(instances):
+        assert released.wait(SECONDS)
+        return convert(instances)
+
+    monkeypatch.setattr(Instances, "to_dict", convert_slowly)
+    with running(tiny_detector(), timeout=3.0) as client:
+        late = client.post("/v1/detect", content=encoded(picture()), headers=PNG)
+        released.set()
+        after = client.post("/v1/detect", content=encoded(picture()), headers=PNG)
+    assert (late.status_code, late.json()["detail"]) == (504, "no result within 3 s")
+    assert after.status_code == 200
 
 
 def test_request_that_outlives_the_service_is_answered_with_503(monkeypatch):

@@ -160,14 +160,17 @@ def _detection_routes(service: Service) -> APIRouter:
         async with service.admit() as ticket:
             async with ticket.time_limit(Problem(408, f"the body did not arrive within {settings.timeout:g} s")):
                 body = await read_body(request, settings.max_body)
-            files = await service.run(read_images, request.headers.get("content-type", ""), body)
+            files = await ticket.run(read_images, request.headers.get("content-type", ""), body)
             if form != "json" and len(files) > 1:
                 raise Problem(422, f"format: {form} is for a single image, found {len(files)}; use json")
             detected = await service.detect(files, selection, ticket, keep_pictures=form != "json")
             request.state.log = {"images": len(files), "detections": sum(len(image.instances) for image in detected)}
             if form == "json":
-                return await service.run(_to_json, service, detected)
-            return Response(await service.run(_annotate, detected[0], form), media_type=f"image/{form}")
+                # Image by image, as decoding.
+                ids = detector.category_ids
+                images = [await ticket.run(to_result, image.instances, ids) for image in detected]
+                return await ticket.run(JSONResponse, {"model": settings.name, "images": images})
+            return Response(await ticket.run(_annotate, detected[0], form), media_type=f"image/{form}")
 
     @router.get("/v1/model", tags=["detection"], summary="Classes and limits of the model")
     def model() -> dict[str, Any]:
@@ -195,11 +198,6 @@ def _detection_routes(service: Service) -> APIRouter:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return router
-
-
-def _to_json(service: Service, detected: list[Detected]) -> JSONResponse:
-    images = [to_result(image.instances, service.detector.category_ids) for image in detected]
-    return JSONResponse({"model": service.settings.name, "images": images})
 
 
 def _annotate(image: Detected, form: Form) -> bytes:

@@ -136,11 +136,11 @@ def routes(service: Service) -> APIRouter:
         async with service.admit() as ticket:
             async with ticket.time_limit(Problem(408, f"the body did not arrive within {settings.timeout:g} s")):
                 content = await read_body(request, settings.max_body)
-            parsed, files = await service.run(_parse, content, request.headers.get(_HEADER_LENGTH))
+            parsed, files = await ticket.run(_parse, content, request.headers.get(_HEADER_LENGTH))
             selection = service.selection(**parsed.parameters.model_dump(include=_OPTIONS))
             detected = await service.detect(files, selection, ticket)
             request.state.log = {"images": len(files), "detections": sum(len(image.instances) for image in detected)}
-            return await service.run(_respond, name, parsed, [image.instances for image in detected])
+            return await ticket.run(_respond, name, parsed, [image.instances for image in detected])
 
     return router
 

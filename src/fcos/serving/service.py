@@ -45,6 +45,7 @@ class Ticket:
         self._service = service
         self._count = 0
         self._deadline = asyncio.get_running_loop().time() + service.settings.timeout
+        self._late = Problem(504, f"no result within {service.settings.timeout:g} s")
         self.extend(1)
 
     def extend(self, count: int) -> None:
@@ -66,13 +67,22 @@ class Ticket:
         self._service.count(-self._count)
 
     @asynccontextmanager
-    async def time_limit(self, problem: Problem) -> AsyncIterator[None]:
-        """Raise a problem when the time of the request is over."""
+    async def time_limit(self, problem: Problem | None = None) -> AsyncIterator[None]:
+        """Raise a problem when the time of the request is over, by default that there is no result (504)."""
         try:
             async with asyncio.timeout_at(self._deadline):
                 yield
         except TimeoutError:
-            raise problem from None
+            raise problem or self._late from None
+
+    async def run(self, function: Callable[..., T], *arguments: object) -> T:
+        """Call a function that takes long in a thread for images.
+
+        Raises:
+            Problem: the time of the request is over (504). The thread ends later.
+        """
+        async with self.time_limit():
+            return await self._service.run(function, *arguments)
 
 
 class Service:
@@ -194,7 +204,7 @@ class Service:
                 size; the detector fails; or the time is over.
         """
         ticket.extend(len(files))
-        async with ticket.time_limit(Problem(504, f"no result within {self.settings.timeout:g} s")):
+        async with ticket.time_limit():
             # Image by image, so that a request with many images does not delay those of others.
             decoded = [
                 await self.run(self._decode, data, image_name(files, i), keep_pictures) for i, data in enumerate(files)
