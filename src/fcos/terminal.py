@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +51,27 @@ def report_user_errors() -> Iterator[None]:
         if not getattr(error, "told", False) and _is_first_report(str(error)):
             print(f"fcos: {printable_lines(str(error))}", file=sys.stderr)
         sys.exit(2)
+
+
+@contextmanager
+def interrupt_on_termination() -> Iterator[None]:
+    """Let signals that ask the process to end stop it as Ctrl-C does, so that it completes its files.
+
+    Batch systems and containers send SIGTERM, and a terminal that is closed SIGHUP, which nohup ignores.
+    """
+    if threading.current_thread() is not threading.main_thread():  # other threads cannot handle signals
+        yield
+        return
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # not all on Windows
+    previous = {number: signal.getsignal(number) for number in signals}
+    for number, handler in previous.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _is_first_report(message: str) -> bool:

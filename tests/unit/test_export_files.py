@@ -285,7 +285,9 @@ def test_missing_package_is_named_with_its_extra(detector: Detector, tmp_path: P
 @pytest.mark.parametrize(
     ("out", "options", "message"),
     [
-        ("model.pt", {}, r"files of the format onnx end in \.onnx; for example .*model\.onnx"),
+        ("model.pt", {}, r"files of the format onnx end in \.onnx; for example .*model\.onnx$"),
+        ("model.xml", {}, r"end in \.onnx; for example .*model\.onnx; for \.xml, add --format openvino$"),
+        ("model.pt2", {}, r"model\.onnx; for \.pt2, add --format torch_export or --format aoti$"),
         ("missing/model.onnx", {}, "no such folder"),
         (
             "model.onnx",

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 from detectors import CATEGORY_IDS, NAMES
+from hooks import at_call, before_forward
 from PIL import Image
 
 from fcos import Detector, cli
 from fcos.checkpoint import save_checkpoint
+from fcos.models import DetectionModel
 
 
 @pytest.fixture
@@ -49,6 +53,26 @@ def test_a_video_that_is_listed_twice_is_read_twice(
     rows = json.loads((out / "predictions.json").read_text())
     is_tracked = [any(detection["track_id"] for detection in row["detections"]) for row in rows]
     assert is_tracked == [False, True, True, True, True] * 2  # an object gets its number in its second frame
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_termination_stops_as_ctrl_c(weights: Path, tmp_path: Path, number: signal.Signals) -> None:
+    for i in range(6):  # of different shapes, so that none are detected in one batch
+        Image.new("RGB", (120, 80 + 40 * i)).save(tmp_path / f"{i}.png")
+
+    def fail(*_: object) -> None:
+        raise AssertionError("the command does not handle the signal")
+
+    out, before = tmp_path / "out", signal.signal(number, fail)
+    try:
+        with before_forward(DetectionModel, at_call(5, lambda _: os.kill(os.getpid(), number))):
+            code = run("predict", weights, tmp_path / "*.png", "--out", out, "device=cpu", "--save", "json,csv")
+        assert signal.getsignal(number) is fail
+    finally:
+        signal.signal(number, before)
+    assert code == 130
+    assert {path.name for path in out.iterdir()} == {".fcos-predictions", "predictions.json", "predictions.csv"}
+    assert 1 <= len(json.loads((out / "predictions.json").read_text())) <= 5
 
 
 def test_thresholds_of_single_classes(weights: Path, tmp_path: Path) -> None:

@@ -79,7 +79,11 @@ def check_output(out: Path, form: ExportFormat, precision: ExportPrecision = "fl
         raise ConfigError(f"--format: expected one of {', '.join(FORMATS)}, found {quote(form)}")
     suffix = FORMATS[form]
     if out.suffix != suffix:
-        raise WeightsError(f"{out}: files of the format {form} end in {suffix}; for example {out.with_suffix(suffix)}")
+        others = " or ".join(f"--format {name}" for name, end in FORMATS.items() if end == out.suffix)
+        raise WeightsError(
+            f"{out}: files of the format {form} end in {suffix}; for example {out.with_suffix(suffix)}"
+            f"{f'; for {out.suffix}, add {others}' if others else ''}"
+        )
     for file in (out, out.with_suffix(".bin")) if form == "openvino" else (out,):
         if file.exists():
             raise WeightsError(f"{file}: exists already and is not overwritten; give another name or remove it first")
