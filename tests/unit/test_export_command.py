@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
 from exports import OWN_CODE, picture, save_small_detector
+from hooks import at_call, before_forward
 from tiny_data import coco_tree, write_coco
 
 import fcos
 from fcos import cli
+from fcos.models import DetectionModel
 
 EXAMPLES = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs/deploy.md").read_text(), re.DOTALL)
 
@@ -28,6 +32,21 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
 def weights(tmp_path: Path) -> Path:
     """Weights of a detector of cats and dogs."""
     return save_small_detector(tmp_path / "best.pt")
+
+
+def test_termination_leaves_no_files(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("the command does not handle the signal")
+
+    before = signal.signal(signal.SIGTERM, fail)
+    try:
+        # In the proof, when the exported file is already written to a temporary folder.
+        with before_forward(DetectionModel, at_call(1, lambda _: os.kill(os.getpid(), signal.SIGTERM))):
+            code, _, _ = run(capsys, "export", weights, OWN_CODE)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert code == 130
+    assert list(weights.parent.iterdir()) == [weights]
 
 
 def test_exported_file_is_written_evaluated_and_used_by_all_commands(
