@@ -89,6 +89,16 @@ _WEIGHTS = (".pt", ".pth", ".pkl", ".onnx", ".xml", ".pt2", ".yaml", ".yml")
 """Suffixes of weights, configs and exported files, which distinguish them from images."""
 
 
+def _is_weights(word: str) -> bool:
+    """Return whether a word names a detector; the others are images."""
+    from .recipes import is_recipe
+
+    path = Path(word)
+    is_run = any((path / "weights" / name).is_file() for name in ("best.pt", "last.pt"))
+    is_name = word.startswith(("torchvision/", "catalog://")) and not path.exists()
+    return word.endswith(_WEIGHTS) or is_run or is_name or is_recipe(word)
+
+
 @commands.command(context_settings=WORDS, short_help="Measure the speed of detection by part.")
 def benchmark(  # noqa: PLR0917 (options of the command line)
     weights: Weights,
@@ -133,11 +143,10 @@ def benchmark(  # noqa: PLR0917 (options of the command line)
     from . import api_inspect
     from .config.arguments import check_new_file
     from .files import write_text
-    from .recipes import is_recipe
     from .speed.table import print_benchmark
 
     options, others = split_words(words)
-    more = [word for word in others if word.endswith(_WEIGHTS) or is_recipe(word)]
+    more = [word for word in others if _is_weights(word)]
     images = [word for word in others if word not in more]
     if size is not None and images:
         raise ConfigError("--size: the size of generated images, but images are given; remove one of them")

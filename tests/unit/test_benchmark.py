@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -189,6 +190,18 @@ def test_command_prints_a_table_and_writes_json(
     assert [row["batch"] for row in json.loads(file.read_text())["results"]] == [1, 2, 1, 2]
 
 
+def test_run_folder_is_compared_with_other_weights(
+    run: Callable[..., tuple[int, str, str]], weights: Path, images: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "cells/weights").mkdir(parents=True)
+    shutil.copy(weights, tmp_path / "cells/weights/last.pt")
+    file = tmp_path / "speed.json"
+    words = (weights, tmp_path / "cells", images[0], OWN_CODE, "--repeats", "1", "--json", file)
+    assert run(*words)[0] == 0
+    result = json.loads(file.read_text())
+    assert (len(result["results"]), result["num_images"]) == (2, 1)
+
+
 def test_variants_that_do_not_fit_on_the_terminal_are_printed_below() -> None:
     timings = [
         Timing(Variant(f"{i}.pt", "PyTorch", 1, "float32", False), [dict.fromkeys(PARTS, 0.01)]) for i in "abcde"
@@ -249,6 +262,7 @@ def test_generated_images_have_the_given_size(tmp_path: Path) -> None:
         (["nothing/*.jpg"], "nothing/*.jpg: no file matches"),
         (["https://example.com/a.jpg"], "expected image files, folders or globs; download the image first"),
         (["missing.pt"], "missing.pt: no such file"),
+        (["torchvision/fcos_resnet18"], "torchvision/fcos_resnet18: neither a weights file nor a recipe, did you mean"),
         (["--quick"], "--quick: no such option"),
         (["train.lr=1"], "train.lr: no effect"),
     ],

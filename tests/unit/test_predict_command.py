@@ -75,6 +75,14 @@ def test_termination_stops_as_ctrl_c(weights: Path, tmp_path: Path, number: sign
     assert 1 <= len(json.loads((out / "predictions.json").read_text())) <= 5
 
 
+def test_lines_are_written_at_once_to_pipes(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (120, 80)).save(tmp_path / "a.png")
+    with open(tmp_path / "log.txt", "w") as log:  # which Python writes in blocks
+        monkeypatch.setattr(sys, "stdout", log)
+        assert run("predict", weights, tmp_path / "a.png", "--out", tmp_path / "out", "device=cpu") == 0
+        assert (tmp_path / "log.txt").read_text().startswith(f"{tmp_path / 'a.png'}: ")
+
+
 def test_thresholds_of_single_classes(weights: Path, tmp_path: Path) -> None:
     Image.radial_gradient("L").convert("RGB").resize((120, 80)).save(tmp_path / "a.png")
     words = ["predict", weights, tmp_path / "a.png", "--out", tmp_path / "out", "device=cpu", "--save", "json"]
