@@ -284,8 +284,13 @@ class DetectionDataset:
     def __getitem__(self, index: int) -> Sample:
         return self.load(index, 0)
 
-    def load(self, index: int, seed: int) -> Sample:
+    def load(self, index: int, seed: int, strength: float = 1.0) -> Sample:
         """Read and transform one image.
+
+        Args:
+            index: position of the image.
+            seed: seed of the random parameters.
+            strength: strength of the augmentations, 0..1.
 
         Raises:
             DataError: the file cannot be read, or its size has changed since the data was checked.
@@ -302,10 +307,10 @@ class DetectionDataset:
         objects = self.annotations.objects(index)
         warning = ""
         try:
-            pixels, objects = self.transform(image, objects, seed=seed)
+            pixels, objects = self.transform(image, objects, seed=seed, strength=strength)
         except DataError as error:  # the user's transform failed; this must neither end a run nor cost an image
             warning = f"{path}: {error}; the image is used without this transform"
-            pixels, objects = replace(self.transform, user=None)(image, objects, seed=seed)
+            pixels, objects = replace(self.transform, user=None)(image, objects, seed=seed, strength=strength)
         if self.annotations.cache is not None:
             warning = warning or self.annotations.cache.take_failure()
         more_views = tuple(view(image, seed=seed).image for view in self.more_views)

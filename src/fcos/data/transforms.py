@@ -63,7 +63,7 @@ class Transform:
         """True if every image is mirrored, as in a view of test-time augmentation."""
         return any(isinstance(step, Flip) and step.probability == 1 for step in self.augmentations)
 
-    def draw(self, seed: int) -> tuple[int, list[Any]]:
+    def draw(self, seed: int, strength: float = 1.0) -> tuple[int, list[Any]]:
         """Draw the shorter side and the parameters of every augmentation; a seed gives the same values on any machine.
 
         Every augmentation has a separate random generator, so adding one does not change the others. Only the oldest
@@ -78,22 +78,25 @@ class Transform:
                 generator.setstate(state)
                 for _ in range(step.offset):
                     generator.random()
-            drawn.append(step.draw(generator))
+            drawn.append(step.draw(generator, strength))
         return short_side, drawn
 
-    def __call__(self, image: Image.Image | Tensor, objects: Objects | None = None, *, seed: int = 0) -> Transformed:
+    def __call__(
+        self, image: Image.Image | Tensor, objects: Objects | None = None, *, seed: int = 0, strength: float = 1.0
+    ) -> Transformed:
         """Transform one image.
 
         Args:
             image: RGB image, or its pixels, uint8 [3, H, W].
             objects: objects of the image, boxes in pixels of `image`; none by default.
             seed: seed of the random parameters.
+            strength: strength of the augmentations, 0..1.
 
         Raises:
             DataError: the user's transform fails or returns an invalid result.
         """
         objects = Objects(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)) if objects is None else objects
-        short_side, drawn = self.draw(seed)
+        short_side, drawn = self.draw(seed, strength)
         size = size_of(image)
         placement = Placement.whole_of(resize_size(*size, short_side, self.max_side))
         for step, parameters in zip(self.augmentations, drawn, strict=True):
