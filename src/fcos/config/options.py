@@ -57,7 +57,7 @@ EVALUATION_OPTIONS = ("eval.voc_metrics", "eval.keypoint_sigmas")
 TRAINING_OPTIONS = (
     *("output_dir", "train"),
     *("data.flip", "data.zoom", "data.color_jitter", "data.augmentation_warmup", "data.transforms"),
-    *("data.group_by_aspect", "data.keypoint_pairs", "data.cache"),
+    *("data.group_by_aspect", "data.keypoint_pairs", "data.cache", "data.decode"),
 )
 """Options and sections, except `model`, that only affect training."""
 SPEED_OPTIONS = ("device", "data.workers", "eval.batch_size")

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..choices import Cache, Precision, Resize, YoloRows
+from ..choices import Cache, Decode, Precision, Resize, YoloRows
 from ..extensions import FUNCTION
 from ..files import MAX_NAME_BYTES, find_long_name
 from ..formatting import quote
@@ -150,6 +150,10 @@ class DataConfig(_Section):
     resize: Resize = "pillow"
     """Resizing of images: `pillow`, with the pixels of the original, or `torch`, which is faster and whose values
     differ by at most 1. With `torch`, JPEG files are also decoded faster, to the same pixels."""
+    decode: Decode = option("exact", needs="cache=null")
+    """Training: decoding of JPEG files: `exact`, or `fast`, which interpolates colours more coarsely and decodes large
+    photographs at 1/2, 1/4 or 1/8 of their size if their sides are multiples of 2, 4 or 8, but never below the size
+    after resizing. Detection decodes exactly."""
     flip: float = Field(default=0.5, ge=0, le=1)
     """Training: probability of a horizontal flip."""
     zoom: tuple[Zoom, Zoom] = (1.0, 1.0)
