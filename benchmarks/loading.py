@@ -3,8 +3,8 @@
     python benchmarks/loading.py [--images 40] [--rounds 5]
 
 Generated JPEG photographs (quality 90, 4:2:0) are loaded as float batches of 4 by `data.resize=pillow`, by
-`data.resize=torch`, the same with `data.cache`, and torchvision's tensor pipeline (`decode_jpeg` and transforms.v2), in
-turns, with one thread. The caches are full when the measurement starts.
+`data.resize=torch`, the same with `data.decode=fast` and with `data.cache`, and torchvision's tensor pipeline
+(`decode_jpeg` and transforms.v2), in turns, with one thread. The caches are full when the measurement starts.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def make_data(folder: Path, size: tuple[int, int], count: int) -> None:
     (folder / "train.json").write_text(json.dumps(tree), encoding="utf-8")
 
 
-def ours(folder: Path, short_side: int, max_side: int, method: str, cache: Cache | None = None) -> Iterator[object]:
-    """Yield endless float batches of our loader."""
-    options = [f"data={folder}", f"data.resize={method}", "data.workers=0", f"train.batch_size={BATCH_SIZE}"]
+def ours(folder: Path, short_side: int, max_side: int, *chosen: str, cache: Cache | None = None) -> Iterator[object]:
+    """Yield endless float batches of our loader with the chosen options."""
+    options = [f"data={folder}", *chosen, "data.workers=0", f"train.batch_size={BATCH_SIZE}"]
     sizes = [f"data.short_side={short_side}", f"data.max_side={max_side}", "train.iterations=99999"]
     config = fcos.load_config("fcos_r50_fpn_1x", [*options, *sizes])
     annotations = load_annotations(config.data, "train")
@@ -87,11 +87,13 @@ def main() -> None:
             make_data(folder, size, options.images)
             sides: dict[str, Iterator[object]] = {
                 "torchvision": theirs(folder, short_side, max_side),
-                "fcos, data.resize=pillow": ours(folder, short_side, max_side, "pillow"),
-                "fcos, data.resize=torch": ours(folder, short_side, max_side, "torch"),
-                "fcos, data.resize=torch, data.cache=ram": ours(folder, short_side, max_side, "torch", "ram"),
-                "fcos, data.resize=torch, data.cache=disk": ours(folder, short_side, max_side, "torch", "disk"),
             }
+            pillow, torch_resize, fast = "data.resize=pillow", "data.resize=torch", "data.decode=fast"
+            for chosen in ((pillow,), (torch_resize,), (torch_resize, fast)):
+                sides[f"fcos, {', '.join(chosen)}"] = ours(folder, short_side, max_side, *chosen)
+            for cache in ("ram", "disk"):
+                name_of_side = f"fcos, {torch_resize}, data.cache={cache}"
+                sides[name_of_side] = ours(folder, short_side, max_side, torch_resize, cache=cache)
             milliseconds = measure(sides, options.images, options.rounds)
         reference = statistics.median(milliseconds["torchvision"])
         for side, times in milliseconds.items():

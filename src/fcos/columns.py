@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -35,9 +36,13 @@ OPTIONAL = (*_POLYGONS, "mask_grids", "keypoints", "track_ids")
 
 def columns(rows: DataclassInstance) -> dict[str, Any]:
     """Return the fields that have one row per box, without those that are None."""
-    names = [field.name for field in fields(rows) if field.name in _SHAPES or field.name in _POLYGONS]
-    values = {name: getattr(rows, name) for name in names}
+    values = {name: getattr(rows, name) for name in _column_names(type(rows))}
     return {name: value for name, value in values.items() if value is not None or name not in OPTIONAL}
+
+
+@cache  # loading an image builds several data classes
+def _column_names(kind: type[DataclassInstance]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind) if field.name in _SHAPES or field.name in _POLYGONS)
 
 
 def map_columns(rows: Rows, function: Callable[[Any], Any]) -> Rows:
@@ -75,9 +80,10 @@ def require_columns(rows: DataclassInstance) -> None:
     Raises:
         ValueError: a column has a wrong type, shape or dtype, or another length than `boxes`.
     """
-    class_name, boxes = type(rows).__name__, columns(rows)["boxes"]
+    class_name, named_columns = type(rows).__name__, columns(rows)
+    boxes = named_columns["boxes"]
     count = len(boxes) if isinstance(boxes, Tensor) and boxes.ndim else 0
-    for name, column in columns(rows).items():
+    for name, column in named_columns.items():
         if name in _POLYGONS:
             if not isinstance(column, Masks) or len(column) != count:
                 found = len(column) if isinstance(column, Masks) else type(column).__name__

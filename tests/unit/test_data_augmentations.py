@@ -86,6 +86,18 @@ def test_random_draws_of_a_config_match_earlier_versions() -> None:
         assert transform.draw(seed) == (expected.short_side, list(expected.by_name.values()))
 
 
+@pytest.mark.parametrize("strength", [0.0, 0.25, 1.0])
+def test_strength_scales_zoom_and_colours_but_not_flips(strength: float) -> None:
+    transform = train_transform(config(flip=FLIP, zoom=ZOOM, color_jitter=JITTER))
+    for seed in range(100):
+        _, (flip, zoom, factors) = transform.draw(seed, strength)
+        full = historical_draws(seed, (800,))
+        assert (flip, zoom.window) == (full.flip, full.window)
+        assert math.log(zoom.scale) == pytest.approx(strength * math.log(full.zoom), abs=1e-12)
+        expected = [1 + strength * (factor - 1) for factor in full.factors]
+        assert factors == pytest.approx(expected, abs=1e-12)
+
+
 def historical_transform(
     image: Image.Image, boxes: torch.Tensor, drawn: Drawn, max_side: int, convention: BoxConvention
 ) -> tuple[Image.Image, torch.Tensor, torch.Tensor]:
@@ -136,8 +148,8 @@ class Squeeze(SizeAugmentation):
     def of(cls, config: DataConfig) -> Squeeze:
         return cls()
 
-    def draw(self, generator: Random) -> float:
-        return generator.uniform(0.5, 1.0)
+    def draw(self, generator: Random, strength: float) -> float:
+        return generator.uniform(1 - 0.5 * strength, 1.0)
 
     def place(self, placement: Placement, drawn: float) -> Placement:
         height, width = placement.whole
@@ -152,8 +164,8 @@ class Negative(ImageAugmentation):
     def of(cls, config: DataConfig) -> Negative:
         return cls()
 
-    def draw(self, generator: Random) -> bool:
-        return generator.random() < 0.5
+    def draw(self, generator: Random, strength: float) -> bool:
+        return generator.random() < 0.5 * strength
 
     def change(
         self, image: torch.Tensor, objects: Objects, drawn: bool, convention: BoxConvention

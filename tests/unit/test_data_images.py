@@ -84,6 +84,26 @@ def test_pixels_equal_those_of_other_formats(name: str, tmp_path: Path) -> None:
     assert torch.equal(read_pixels(tmp_path / name), _read(tmp_path / name))
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("reduction", [1, 2, 4, 8])
+def test_reduced_pixels_resemble_those_of_the_whole_image(reduction: int, orientation: int, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(64, 192, (10, 14, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((336, 256), Image.Resampling.BICUBIC)
+    image.save(tmp_path / "x.jpg", exif=_exif(orientation), quality=95)
+    pixels = read_pixels(tmp_path / "x.jpg", reduction=reduction)
+    whole = open_rgb(tmp_path / "x.jpg")
+    size = whole.width // reduction, whole.height // reduction
+    assert tuple(pixels.shape[:0:-1]) == size
+    expected = whole.resize(size, Image.Resampling.BOX)  # pixels of both cover the same area
+    assert np.abs(pixels.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected)).mean() < 2
+
+
+@pytest.mark.parametrize(("name", "mode"), [("x.png", "RGB"), ("x.jpg", "CMYK")])
+def test_files_that_cannot_be_reduced_are_read_at_full_size(name: str, mode: str, tmp_path: Path) -> None:
+    Image.fromarray(PIXELS).resize((60, 40)).convert(mode).save(tmp_path / name)
+    assert torch.equal(read_pixels(tmp_path / name, reduction=2), _read(tmp_path / name))
+
+
 @pytest.mark.parametrize("change", ["truncated", "damaged", "extended", "text", "missing"])
 def test_pixels_of_damaged_jpegs_equal_those_of_pillow(change: str, tmp_path: Path) -> None:
     path = tmp_path / "x.jpg"

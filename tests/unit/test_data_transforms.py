@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from tiny_data import config, write_coco
 
-from fcos.choices import BoxConvention
+from fcos.choices import BoxConvention, Resize
 from fcos.data import load_annotations
 from fcos.data.augmentations import ColorJitter, Flip, Zoom
 from fcos.data.dataset import DetectionDataset
@@ -75,6 +76,54 @@ def test_a_window_is_resized_by_pillow_and_pixels_are_resized_like_their_image()
         assert torch.equal(found, resize_image(image, (40, 50), whole=(90, 120), origin=(7, 5)))
         whole = resize_image(image, (40, 53), method=method)
         assert torch.equal(resize_image(image_to_tensor(image), (40, 53), method=method), whole)
+
+
+@pytest.mark.parametrize(
+    ("size", "short_side", "scales", "expected"),
+    [
+        ((3000, 4000), 800, (1, 1), 2),
+        ((3000, 4000), 750, (1, 1), 4),
+        ((4000, 3000), 375, (1, 1), 8),
+        ((2999, 4000), 700, (1, 1), 1),
+        ((2998, 4000), 700, (1, 1), 2),
+        ((480, 640), 320, (1, 1), 1),
+        ((30, 40), 320, (1, 1), 1),
+        ((3000, 4000), 600, (1.25, 1.25), 4),
+        ((3000, 4000), 600, (1.3, 1.3), 2),
+    ],
+)
+def test_images_are_decoded_at_no_less_than_their_resized_size(
+    size: tuple[int, int], short_side: int, scales: tuple[float, float], expected: int
+) -> None:
+    transform = Transform((short_side,), 1333, (Zoom(scales),), decode="fast")
+    assert transform.reduction(size) == expected
+    assert replace(transform, decode="exact").reduction(size) is None
+
+
+@pytest.mark.parametrize("method", ["pillow", "torch"])
+def test_fast_decoding_changes_pixels_slightly_and_objects_not_at_all(method: Resize, tmp_path: Path) -> None:
+    boxes = [{"image_id": 0, "category_id": 1, "bbox": box} for box in ([10, 20, 300, 200], [400, 90, 100, 60])]
+    images, names = [{"id": 0, "file_name": "x.jpg"}], [{"id": 1, "name": "x"}]
+    write_coco(tmp_path, {"images": images, "annotations": boxes, "categories": names})
+    _image(20, 15).resize((640, 480), Image.Resampling.BICUBIC).save(tmp_path / "images/x.jpg", quality=90)
+    options = {"short_side": [100, 300], "max_side": 999, "zoom": [0.5, 2.0], "color_jitter": 0.2, "resize": method}
+    exact, fast = (config(tmp_path, **options, decode=decode) for decode in ("exact", "fast"))
+    annotations = load_annotations(exact, "train")
+    assert annotations is not None
+    reductions = set()
+    for seed in range(20):
+        found, expected = (
+            DetectionDataset(annotations, transform=train_transform(data)).load(0, seed) for data in (fast, exact)
+        )
+        assert torch.equal(found.objects.boxes, expected.objects.boxes)
+        assert torch.equal(found.objects.is_crowd, expected.objects.is_crowd)
+        assert 0 < (found.image.int() - expected.image.int()).abs().float().mean() < 4
+        reductions.add(train_transform(fast).reduction((480, 640), seed=seed))
+    assert reductions == {1, 2, 4, 8}
+
+
+def test_detection_decodes_exactly(tmp_path: Path) -> None:
+    assert detection_transform(config(tmp_path, decode="fast")).reduction((3000, 4000)) is None
 
 
 def test_option_sets_the_method_of_resizing_in_training_and_detection(tmp_path: Path) -> None:

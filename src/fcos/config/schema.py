@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..choices import Cache, Precision, Resize, YoloRows
+from ..choices import Cache, Decode, Precision, Resize, YoloRows
 from ..extensions import FUNCTION
 from ..files import MAX_NAME_BYTES, find_long_name
 from ..formatting import quote
@@ -150,6 +150,10 @@ class DataConfig(_Section):
     resize: Resize = "pillow"
     """Resizing of images: `pillow`, with the pixels of the original, or `torch`, which is faster and whose values
     differ by at most 1. With `torch`, JPEG files are also decoded faster, to the same pixels."""
+    decode: Decode = option("exact", needs="cache=null")
+    """Training: decoding of JPEG files: `exact`, or `fast`, which interpolates colours more coarsely and decodes large
+    photographs at 1/2, 1/4 or 1/8 of their size if their sides are multiples of 2, 4 or 8, but never below the size
+    after resizing. Detection decodes exactly."""
     flip: float = Field(default=0.5, ge=0, le=1)
     """Training: probability of a horizontal flip."""
     zoom: tuple[Zoom, Zoom] = (1.0, 1.0)
@@ -157,6 +161,9 @@ class DataConfig(_Section):
     keeps it from becoming larger. Useful for long training on small data sets; [0.5, 2] is strong."""
     color_jitter: float = Field(default=0.0, ge=0, le=1)
     """Training: multiply brightness, contrast and saturation by random factors in 1 +- this value."""
+    augmentation_warmup: float = Field(default=0, ge=0, le=1e6)
+    """Training: number of epochs during which `zoom` and `color_jitter` grow from nothing to their full strength; 0:
+    full strength from the start. They help long trainings and hurt short ones, see docs/training.md."""
     transforms: Annotated[str, Field(pattern=FUNCTION)] | None = None
     """Training: user-defined transform `package.module:function`, called after all others as in torchvision's
     transforms.v2: `image, target = function(image, {"boxes": ..., "labels": ...})`; see docs/training.md."""

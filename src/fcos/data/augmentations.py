@@ -53,8 +53,13 @@ class Augmentation(ABC):
         """Build the augmentation from the options of a config."""
 
     @abstractmethod
-    def draw(self, generator: Random) -> Any:
-        """Draw the parameters for one image."""
+    def draw(self, generator: Random, strength: float) -> Any:
+        """Draw the parameters for one image.
+
+        Args:
+            generator: source of the random numbers; how many are drawn does not depend on `strength`.
+            strength: from 0, no change, to 1, as configured; see `data.augmentation_warmup`.
+        """
 
 
 class SizeAugmentation(Augmentation):
@@ -103,8 +108,8 @@ class Flip(ImageAugmentation):
         """Build the augmentation from `data.flip`."""
         return cls(config.flip)
 
-    def draw(self, generator: Random) -> bool:
-        """Draw whether to flip the image."""
+    def draw(self, generator: Random, strength: float) -> bool:
+        """Draw whether to flip the image; the probability does not depend on `strength`."""
         return generator.random() < self.probability
 
     def change(self, image: Tensor, objects: Objects, drawn: bool, convention: BoxConvention) -> tuple[Tensor, Objects]:
@@ -147,9 +152,9 @@ class Zoom(SizeAugmentation):
         """Build the augmentation from `data.zoom`."""
         return cls(config.zoom)
 
-    def draw(self, generator: Random) -> ZoomDraw:
-        """Draw the scale factor and the position of the window."""
-        scale = math.exp(generator.uniform(*map(math.log, self.scales)))
+    def draw(self, generator: Random, strength: float) -> ZoomDraw:
+        """Draw the scale factor, whose logarithm is multiplied by `strength`, and the position of the window."""
+        scale = math.exp(strength * generator.uniform(*map(math.log, self.scales)))
         return ZoomDraw(scale, (generator.random(), generator.random()))
 
     def place(self, placement: Placement, drawn: ZoomDraw) -> Placement:
@@ -176,9 +181,9 @@ class ColorJitter(ImageAugmentation):
         """Build the augmentation from `data.color_jitter`."""
         return cls(config.color_jitter)
 
-    def draw(self, generator: Random) -> tuple[float, float, float]:
-        """Draw the factors for brightness, contrast and saturation."""
-        low, high = 1 - self.strength, 1 + self.strength
+    def draw(self, generator: Random, strength: float) -> tuple[float, float, float]:
+        """Draw the factors for brightness, contrast and saturation; their deviations are multiplied by `strength`."""
+        low, high = 1 - strength * self.strength, 1 + strength * self.strength
         return generator.uniform(low, high), generator.uniform(low, high), generator.uniform(low, high)
 
     def change(

@@ -119,15 +119,19 @@ class Annotations:
             return tensor_to_image(self.read_pixels(index))
         return open_rgb(self.path(index), bit_depth=self.bit_depth)
 
-    def read_pixels(self, index: int) -> Tensor:
-        """Read the pixels of an image, uint8 [3, H, W]; they equal those of `open`.
+    def read_pixels(self, index: int, *, reduction: int | None = None) -> Tensor:
+        """Read the pixels of an image, uint8 [3, H, W]; they equal those of `open` without a `reduction`.
+
+        Args:
+            index: position of the image.
+            reduction: divisor of the sides, see `images.read_pixels`; the cache is not used with it.
 
         Raises:
             DataError: see `open`.
         """
         path = self.path(index)
-        decode = partial(read_pixels, path, bit_depth=self.bit_depth)
-        return decode() if self.cache is None else self.cache.get(index, path, decode)
+        decode = partial(read_pixels, path, bit_depth=self.bit_depth, reduction=reduction)
+        return decode() if self.cache is None or reduction else self.cache.get(index, path, decode)
 
     def digest(self) -> str:
         """Return the SHA-256 of the data used in evaluation: classes, image ids and sizes, boxes, and the bit depth.
@@ -284,28 +288,37 @@ class DetectionDataset:
     def __getitem__(self, index: int) -> Sample:
         return self.load(index, 0)
 
-    def load(self, index: int, seed: int) -> Sample:
+    def load(self, index: int, seed: int, strength: float = 1.0) -> Sample:
         """Read and transform one image.
+
+        Args:
+            index: position of the image.
+            seed: seed of the random parameters.
+            strength: strength of the augmentations, 0..1.
 
         Raises:
             DataError: the file cannot be read, or its size has changed since the data was checked.
         """
         path = self.annotations.path(index)
-        is_pillow = self.transform.resize == "pillow"  # which needs an image of its own
-        image = self.annotations.open(index) if is_pillow else self.annotations.read_pixels(index)
         height, width = self.annotations.sizes[index].tolist()
-        if size_of(image) != (height, width):
+        size = height, width
+        reduction = self.transform.reduction(size, seed=seed, strength=strength)
+        is_pillow = self.transform.resize == "pillow" and not reduction  # which needs an image of its own
+        image = self.annotations.open(index) if is_pillow else self.annotations.read_pixels(index, reduction=reduction)
+        if size_of(image) not in (size, (height // (reduction or 1), width // (reduction or 1))):
             found_height, found_width = size_of(image)
             raise DataError(
                 f"{path}: is {found_width}x{found_height}, but was {width}x{height} when the data was checked"
             )
         objects = self.annotations.objects(index)
         warning = ""
+        transform = self.transform
         try:
-            pixels, objects = self.transform(image, objects, seed=seed)
+            pixels, objects = transform(image, objects, size=size, seed=seed, strength=strength)
         except DataError as error:  # the user's transform failed; this must neither end a run nor cost an image
             warning = f"{path}: {error}; the image is used without this transform"
-            pixels, objects = replace(self.transform, user=None)(image, objects, seed=seed)
+            transform = replace(transform, user=None)
+            pixels, objects = transform(image, objects, size=size, seed=seed, strength=strength)
         if self.annotations.cache is not None:
             warning = warning or self.annotations.cache.take_failure()
         more_views = tuple(view(image, seed=seed).image for view in self.more_views)

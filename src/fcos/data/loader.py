@@ -130,10 +130,10 @@ class _Reader:
         samples: list[Sample] = []
         errors: list[str] = []
         count = len(self.dataset)
-        for index, seed in images:
+        for index, seed, strength in images:
             for step in range(count if self.training else 1):
                 try:
-                    samples.append(self.dataset.load((index + step) % count, seed))
+                    samples.append(self.dataset.load((index + step) % count, seed, strength))
                     break
                 except DataError as error:
                     errors.append(str(error))
@@ -263,7 +263,12 @@ def build_train_loader(
 
     def batches() -> Iterator[Sequence[SeededIndex]]:
         global_batches = seeded_batches(
-            len(annotations), groups, batch_size, seed=config.train.seed, start_iteration=start_iteration
+            len(annotations),
+            groups,
+            batch_size,
+            seed=config.train.seed,
+            warmup=data.augmentation_warmup,
+            start_iteration=start_iteration,
         )
         return (shard(batch, rank, world_size) for batch in global_batches)
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..choices import BoxConvention, Resize
+from ..choices import BoxConvention, Decode, Resize
 from ..config import Config, DataConfig
 from ..structures import Objects
 from .augmentations import AUGMENTATIONS, Augmentation, Flip, ImageAugmentation, Placement, SizeAugmentation
@@ -49,6 +49,7 @@ class Transform:
         user: the user's transform, applied last.
         box_convention: convention of the input and output boxes.
         resize: method of resizing, see `resize_image`.
+        decode: decoding of the images, see `reduction`.
     """
 
     short_sides: Sequence[int]
@@ -57,13 +58,14 @@ class Transform:
     user: UserTransform | None = None
     box_convention: BoxConvention = "continuous"
     resize: Resize = "pillow"
+    decode: Decode = "exact"
 
     @property
     def is_mirrored(self) -> bool:
         """True if every image is mirrored, as in a view of test-time augmentation."""
         return any(isinstance(step, Flip) and step.probability == 1 for step in self.augmentations)
 
-    def draw(self, seed: int) -> tuple[int, list[Any]]:
+    def draw(self, seed: int, strength: float = 1.0) -> tuple[int, list[Any]]:
         """Draw the shorter side and the parameters of every augmentation; a seed gives the same values on any machine.
 
         Every augmentation has a separate random generator, so adding one does not change the others. Only the oldest
@@ -78,27 +80,63 @@ class Transform:
                 generator.setstate(state)
                 for _ in range(step.offset):
                     generator.random()
-            drawn.append(step.draw(generator))
+            drawn.append(step.draw(generator, strength))
         return short_side, drawn
 
-    def __call__(self, image: Image.Image | Tensor, objects: Objects | None = None, *, seed: int = 0) -> Transformed:
+    def reduction(self, size: tuple[int, int], *, seed: int = 0, strength: float = 1.0) -> int | None:
+        """Return by which number to divide the sides of an image when decoding it, see `images.read_pixels`.
+
+        The image does not become smaller than the resized one.
+
+        Args:
+            size: (height, width) of the image.
+            seed: seed of the random parameters.
+            strength: strength of the augmentations, 0..1.
+
+        Returns:
+            1, 2, 4 or 8; None if `decode` is `exact`.
+        """
+        if self.decode == "exact":
+            return None
+        height, width = self._place(size, *self.draw(seed, strength)).whole
+        for reduction in (8, 4, 2):
+            is_exact = size[0] % reduction == size[1] % reduction == 0  # other sizes would move the content
+            if is_exact and size[0] >= reduction * height and size[1] >= reduction * width:
+                return reduction
+        return 1
+
+    def _place(self, size: tuple[int, int], short_side: int, drawn: Sequence[Any]) -> Placement:
+        placement = Placement.whole_of(resize_size(*size, short_side, self.max_side))
+        for step, parameters in zip(self.augmentations, drawn, strict=True):
+            if isinstance(step, SizeAugmentation):
+                placement = step.place(placement, parameters)
+        return placement
+
+    def __call__(
+        self,
+        image: Image.Image | Tensor,
+        objects: Objects | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        seed: int = 0,
+        strength: float = 1.0,
+    ) -> Transformed:
         """Transform one image.
 
         Args:
             image: RGB image, or its pixels, uint8 [3, H, W].
-            objects: objects of the image, boxes in pixels of `image`; none by default.
+            objects: objects of the image; none by default.
+            size: (height, width) of the image in whose pixels the boxes of `objects` are, if `image` was reduced.
             seed: seed of the random parameters.
+            strength: strength of the augmentations, 0..1.
 
         Raises:
             DataError: the user's transform fails or returns an invalid result.
         """
         objects = Objects(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)) if objects is None else objects
-        short_side, drawn = self.draw(seed)
-        size = size_of(image)
-        placement = Placement.whole_of(resize_size(*size, short_side, self.max_side))
-        for step, parameters in zip(self.augmentations, drawn, strict=True):
-            if isinstance(step, SizeAugmentation):
-                placement = step.place(placement, parameters)
+        short_side, drawn = self.draw(seed, strength)
+        size = size or size_of(image)
+        placement = self._place(size, short_side, drawn)
         pixels = resize_image(image, placement.size, whole=placement.whole, origin=placement.origin, method=self.resize)
         objects = _move_objects(objects, size, placement, self.box_convention)
         for step, parameters in zip(self.augmentations, drawn, strict=True):
@@ -161,7 +199,8 @@ def train_transform(
     order = tuple(keypoint_order)
     augmentations = [replace(step, keypoint_order=order) if isinstance(step, Flip) else step for step in steps]
     user = None if config.transforms is None else UserTransform.named(config.transforms, num_classes)
-    return Transform(training_sides(config), config.max_side, augmentations, user, box_convention, config.resize)
+    sides = training_sides(config)
+    return Transform(sides, config.max_side, augmentations, user, box_convention, config.resize, config.decode)
 
 
 def test_transform(config: DataConfig) -> Transform:
