@@ -37,8 +37,14 @@ def test_differences_of_boxes_and_scores_are_the_largest_of_matched_detections()
 
 @pytest.mark.parametrize(
     ("found", "unmatched"),
-    [((A, B), 1), ((A, B, C, ([0.0, 50.0, 10.0, 60.0], 0.5, 0)), 1), ((A, B, (C[0], C[1], 1)), 2), ((), 3)],
-    ids=["missing", "additional", "other label", "none"],
+    [
+        ((A, B), 1),
+        ((A, B, C, ([0.0, 50.0, 10.0, 60.0], 0.5, 0)), 1),
+        ((A, A, B, B, C), 2),
+        ((A, B, (C[0], C[1], 1)), 2),
+        ((), 3),
+    ],
+    ids=["missing", "additional", "repeated", "other label", "none"],
 )
 def test_detections_without_counterpart_are_counted(found: tuple[Row, ...], unmatched: int) -> None:
     differences = compare(instances(A, B, C), instances(*found), LIMITS, lambda: [instances(A, B, C)])
@@ -82,21 +88,35 @@ def test_detection_may_differ_if_a_variation_misses_the_one_and_has_the_other(
     assert differences.undecided == 2 or not passed
 
 
+def random_row(place: int, *, score: float = 0.1) -> Row:
+    return [10.0 * place, 50.0, 10.0 * place + 5, 60.0], score, 0
+
+
+def one_random_row_each() -> list[Instances]:
+    return [instances(A, random_row(seed)) for seed in range(4)]
+
+
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 @pytest.mark.parametrize(("num_random", "passed"), [(1, True), (3, False)])
 def test_in_half_precision_detections_may_differ_in_as_many_as_variations_do(
     precision: Any, num_random: int, passed: bool
 ) -> None:
     """Every variation has another detection, which depends on rounding."""
-
-    def with_random(start: int, count: int) -> Instances:
-        return instances(A, *[([10.0 * i, 50.0, 10.0 * i + 5, 60.0], 0.1, 0) for i in range(start, start + count)])
-
-    variations = [with_random(seed, 1) for seed in range(4)]
-    differences = compare(instances(A), with_random(10, num_random), TOLERANCES[precision], lambda: variations)
+    found = instances(A, *[random_row(10 + i) for i in range(num_random)])
+    differences = compare(instances(A), found, TOLERANCES[precision], one_random_row_each)
     passed &= precision == "float16"
     assert differences.unmatched == (0 if passed else num_random)
     assert differences.undecided == (num_random if passed else 0)
+
+
+@pytest.mark.parametrize(
+    ("found", "unmatched"),
+    [((A, random_row(10, score=0.3)), 1), ((A, A), 1), (((A[0], A[1], 1),), 2)],
+    ids=["additional", "repeated", "other label"],
+)
+def test_in_half_precision_better_detections_may_not_differ(found: tuple[Row, ...], unmatched: int) -> None:
+    differences = compare(instances(A), instances(*found), TOLERANCES["float16"], one_random_row_each)
+    assert (differences.unmatched, differences.undecided) == (unmatched, 0)
 
 
 def test_variations_are_not_computed_if_all_detections_match() -> None:

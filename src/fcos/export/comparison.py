@@ -119,7 +119,8 @@ def compare(
         if torch.equal(missed, lonely) and torch.equal(repeated, additional):
             break
     else:
-        if tolerances.is_half and _is_usual(expected, found, others, tolerances):
+        unexplained = torch.cat([expected.scores[lonely & ~missed], found.scores[additional & ~repeated]])
+        if tolerances.is_half and _is_usual(unexplained, expected, others, tolerances):
             missed, repeated = lonely, additional
     is_compared = is_close | ~(missed[rows] & repeated[partner[rows]])
     has_no_partner = lonely.index_fill(0, rows, False) & ~missed
@@ -143,16 +144,19 @@ def _match(expected: Instances, found: Instances, tolerances: Tolerances) -> Ten
     Detections within the tolerances are matched first, so that others do not take their partners.
     """
     partner = torch.full((len(expected),), -1)
-    if not len(found):
-        return partner
-    is_free = torch.ones(len(found), dtype=torch.bool)
-    for measure, limit in ((_distances, 1.0), (_separations, 1 - _MIN_OVERLAP)):
-        rows = torch.nonzero(partner < 0).squeeze(1)
-        for i, costs in zip(rows.tolist(), measure(expected[rows], found, tolerances), strict=True):
-            j = int(costs.where(is_free, torch.inf).argmin())
-            if is_free[j] and costs[j] <= limit:
-                partner[i], is_free[j] = j, False
+    _assign(partner, _distances(expected, found, tolerances), limit=1.0)
+    _assign(partner, _separations(expected, found), limit=1 - _MIN_OVERLAP)
     return partner
+
+
+def _assign(partner: Tensor, costs: Tensor, *, limit: float) -> None:
+    """Give every row of `costs` [A, B] without a partner the cheapest free column within the limit."""
+    costs = costs.index_fill(1, partner[partner >= 0], torch.inf)
+    for i in torch.nonzero(partner < 0).squeeze(1).tolist() if costs.shape[1] else ():
+        j = int(costs[i].argmin())
+        if costs[i, j] <= limit:
+            partner[i] = j
+            costs[:, j] = torch.inf
 
 
 def _distances(a: Instances, b: Instances, tolerances: Tolerances) -> Tensor:
@@ -162,39 +166,41 @@ def _distances(a: Instances, b: Instances, tolerances: Tolerances) -> Tensor:
     return boxes.maximum(scores).where(a.labels[:, None] == b.labels, torch.inf)
 
 
-def _separations(a: Instances, b: Instances, _: Tolerances) -> Tensor:
+def _separations(a: Instances, b: Instances) -> Tensor:
     """Return 1 - IoU [A, B]; infinite for other labels."""
     return (1 - iou(a.boxes, b.boxes)).where(a.labels[:, None] == b.labels, torch.inf)
 
 
 def _contains(other: Instances, detections: Instances, tolerances: Tolerances) -> Tensor:
-    """Return a mask [A] of the detections that `other` has, too."""
-    return (_distances(detections, other, tolerances) <= 1).any(dim=1)
+    """Return a mask [A] of the detections that `other` has, too; of equal ones, only as many as `other` has."""
+    partner = torch.full((len(detections),), -1)
+    _assign(partner, _distances(detections, other, tolerances), limit=1.0)
+    return partner >= 0
 
 
-def _is_usual(expected: Instances, found: Instances, others: Sequence[Instances], tolerances: Tolerances) -> bool:
-    """Return whether two variations have as many detections as `found` that the other variations do not explain.
+def _is_usual(unexplained: Tensor, expected: Instances, others: Sequence[Instances], tolerances: Tolerances) -> bool:
+    """Return whether two variations differ at least as much as the file in what the others do not explain.
 
     In half precision, rounding can decide about so many of the detections with almost equal scores that none of a few
-    variations has the same ones. The file must not differ more than variations differ from each other.
+    variations has the same ones. Both their number and the sum of their scores count: rounding decides about many weak
+    detections, a fault also about the best ones.
+
+    Args:
+        unexplained: scores of the detections of PyTorch or of the file alone that the variations do not explain.
+        expected: detections of PyTorch.
+        others: the variations.
+        tolerances: differences that are allowed.
     """
-    limit = _count_unexplained(expected, found, others, tolerances)
-    counts = (
-        _count_unexplained(expected, other, [*others[:i], *others[i + 1 :]], tolerances)
-        for i, other in enumerate(others)
-    )
-    return sum(count >= limit for count in counts) >= 2
-
-
-def _count_unexplained(
-    expected: Instances, found: Instances, others: Sequence[Instances], tolerances: Tolerances
-) -> int:
-    """Return the number of detections of one side alone that none of the variations misses or has, respectively."""
-    lonely, additional = ~_contains(found, expected, tolerances), ~_contains(expected, found, tolerances)
-    for other in others:
-        lonely &= _contains(other, expected, tolerances)
-        additional &= ~_contains(other, found, tolerances)
-    return int(lonely.sum() + additional.sum())
+    missed = [~_contains(other, expected, tolerances) for other in others]
+    num_missed = sum(missed, torch.zeros(len(expected), dtype=torch.int64))  # [A]
+    num_usual = 0
+    for i, other in enumerate(others):
+        additional = ~_contains(expected, other, tolerances)
+        for another in (*others[:i], *others[i + 1 :]):
+            additional &= ~_contains(another, other, tolerances)
+        scores = torch.cat([expected.scores[missed[i] & (num_missed == 1)], other.scores[additional]])
+        num_usual += len(scores) >= len(unexplained) and bool(scores.sum() >= unexplained.sum())
+    return num_usual >= 2
 
 
 def _compare_keypoints(
