@@ -30,7 +30,14 @@ from .cli_arguments import (
 )
 from .output import drop_unwritable_output
 from .progress import progress_bar
-from .terminal import console, is_rank_zero, prepare_output, print_lines, report_user_errors
+from .terminal import (
+    console,
+    interrupt_on_termination,
+    is_rank_zero,
+    prepare_output,
+    print_lines,
+    report_user_errors,
+)
 
 app = typer.Typer(
     name="fcos",
@@ -59,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @app.callback(invoke_without_command=True)
 def _global_options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
     if version:
@@ -66,6 +74,8 @@ def _global_options(
 
         print(f"fcos {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand not in {"train", "serve"}:  # which handle these signals themselves
+        context.with_resource(interrupt_on_termination())
 
 
 @app.command(context_settings=WORDS)

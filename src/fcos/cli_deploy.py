@@ -21,7 +21,7 @@ from .cli_arguments import (
 )
 from .errors import ConfigError
 from .progress import progress_bar
-from .terminal import interrupt_on_termination, print_lines
+from .terminal import print_lines
 
 commands = typer.Typer()
 
@@ -117,7 +117,7 @@ def export(  # noqa: PLR0917 (options of the command line)
                 f"{word}: no such option; to name the output file, type {value}, or ./{word} if this is its name"
             )
     out = Path(outputs[0]) if outputs else api_export.default_path(weights, suffix)
-    with progress_bar("evaluating", shown=data is not None) as progress, interrupt_on_termination():
+    with progress_bar("evaluating", shown=data is not None) as progress:
         exported = api_export.export_detector(
             weights,
             out,

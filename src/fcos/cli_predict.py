@@ -24,7 +24,7 @@ from .cli_arguments import (
 from .errors import ConfigError
 from .formatting import plural, printable, printable_lines
 from .progress import progress_bar
-from .terminal import interrupt_on_termination, print_lines
+from .terminal import print_lines
 
 if TYPE_CHECKING:
     from .inference.predictor import Detector
@@ -124,7 +124,7 @@ def predict(  # noqa: PLR0917 (options of the command line)
     detector = load()
     of_all = [value for name, value in thresholds if name is None]
     reporter = _Reporter(f"threshold {of_all[-1]:g}" if of_all and len(thresholds) == 1 else "thresholds")
-    with progress_bar("predicting", unit="images") as progress, interrupt_on_termination():
+    with progress_bar("predicting", unit="images") as progress:
         try:
             success = predict_files(
                 detector,

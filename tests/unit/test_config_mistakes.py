@@ -228,6 +228,7 @@ def test_config_from_python_raises_the_same_error() -> None:
         ("seed=1", "train.seed=1"),
         ("EPOCHS=3", "train.epochs=3"),
         ("conf=0.3", "model.score_threshold=0.3"),
+        ("threshold=0.3", "model.score_threshold=0.3"),
         ("resume=true", "train.resume=true"),
     ],
 )

@@ -32,6 +32,7 @@ _OTHER_NAMES = {
     "num_workers": ("data.workers",),
     "project": ("output_dir",),
     "scores": ("model.score_threshold",),
+    "threshold": ("model.score_threshold",),
     "wd": ("train.weight_decay",),
 }
 """Names that other projects use for our options."""

@@ -182,7 +182,8 @@ def _decode(container: Any, *, is_live: bool, name: str) -> Iterator[VideoFrame]
             frames = packet.decode()
         except StopIteration:
             if is_empty:
-                raise DataError(f"{name}: ends before its first frame; the file is incomplete") from None
+                hint = "" if is_live else "; the file is incomplete"
+                raise DataError(f"{name}: ends before its first frame{hint}") from None
             return
         except av.FFmpegError as error:
             is_empty = False

@@ -27,7 +27,7 @@ export async function add(files) {
         else bitmap?.close();
         isFirst = false;
       } catch (error) {
-        showError(`${file.name || "Image"}: ${error.message}`);
+        showError(`${file.name || "Image"}: ${error.message.replace(/^image: /, "")}`); // the server's name for it
       }
       state.pending -= 1;
       render();
