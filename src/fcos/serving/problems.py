@@ -54,4 +54,8 @@ def describe(errors: Sequence[Mapping[str, Any]]) -> str:
     Args:
         errors: the result of `ValidationError.errors()`.
     """
-    return "; ".join(f"{'.'.join(map(str, error['loc'])) or 'body'}: {error['msg']}" for error in errors[:5])
+    messages = {"extra_forbidden": "unknown name"}
+    return "; ".join(
+        f"{'.'.join(map(str, error['loc'])) or 'body'}: {messages.get(error['type'], error['msg'])}"
+        for error in errors[:5]
+    )
