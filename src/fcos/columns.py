@@ -40,7 +40,7 @@ def columns(rows: DataclassInstance) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None or name not in OPTIONAL}
 
 
-@cache  # loading an image builds several data classes
+@cache  # called several times per image
 def _column_names(kind: type[DataclassInstance]) -> tuple[str, ...]:
     return tuple(field.name for field in fields(kind) if field.name in _SHAPES or field.name in _POLYGONS)
 

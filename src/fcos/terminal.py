@@ -57,16 +57,23 @@ def report_user_errors() -> Iterator[None]:
 def interrupt_on_termination() -> Iterator[None]:
     """Let signals that ask the process to end stop it as Ctrl-C does, so that it completes its files.
 
-    Batch systems and containers send SIGTERM, and a terminal that is closed SIGHUP, which nohup ignores.
+    Batch systems and containers send SIGTERM, and a terminal that is closed SIGHUP, which nohup ignores. A process of a
+    distributed evaluation ends at once: it would wait for the others.
     """
-    if threading.current_thread() is not threading.main_thread():  # other threads cannot handle signals
-        yield
+    if threading.current_thread() is not threading.main_thread() or "WORLD_SIZE" in os.environ:
+        yield  # only the main thread can handle signals
         return
     signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # not all on Windows
-    previous = {number: signal.getsignal(number) for number in signals}
-    for number, handler in previous.items():
-        if handler != signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
+    kept = (signal.SIG_IGN, None)  # None: not installed by Python
+    previous = {number: handler for number in signals if (handler := signal.getsignal(number)) not in kept}
+
+    def interrupt(*_: object) -> None:
+        for number in previous:
+            signal.signal(number, signal.SIG_IGN)  # a second one must not stop the completion of files
+        raise KeyboardInterrupt
+
+    for number in previous:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:

@@ -126,6 +126,10 @@ def test_detection_decodes_exactly(tmp_path: Path) -> None:
     assert detection_transform(config(tmp_path, decode="fast")).reduction((3000, 4000)) is None
 
 
+def test_a_cache_keeps_exact_pixels(tmp_path: Path) -> None:
+    assert train_transform(config(tmp_path, decode="fast", cache="ram")).reduction((3000, 4000)) is None
+
+
 def test_option_sets_the_method_of_resizing_in_training_and_detection(tmp_path: Path) -> None:
     annotations = load_annotations(config(write_coco(tmp_path)), "train")
     assert annotations is not None

@@ -55,8 +55,9 @@ def test_a_video_that_is_listed_twice_is_read_twice(
     assert is_tracked == [False, True, True, True, True] * 2  # an object gets its number in its second frame
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_termination_stops_as_ctrl_c(weights: Path, tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_termination_stops_as_ctrl_c(weights: Path, tmp_path: Path, name: str) -> None:
+    number = getattr(signal, name)
     for i in range(6):  # of different shapes, so that none are detected in one batch
         Image.new("RGB", (120, 80 + 40 * i)).save(tmp_path / f"{i}.png")
 
@@ -76,11 +77,14 @@ def test_termination_stops_as_ctrl_c(weights: Path, tmp_path: Path, number: sign
 
 
 def test_lines_are_written_at_once_to_pipes(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Image.new("RGB", (120, 80)).save(tmp_path / "a.png")
-    with open(tmp_path / "log.txt", "w") as log:  # which Python writes in blocks
-        monkeypatch.setattr(sys, "stdout", log)
-        assert run("predict", weights, tmp_path / "a.png", "--out", tmp_path / "out", "device=cpu") == 0
-        assert (tmp_path / "log.txt").read_text().startswith(f"{tmp_path / 'a.png'}: ")
+    for i in range(20):  # of different shapes, so that none are detected in one batch
+        Image.new("RGB", (120, 80 + 40 * i)).save(tmp_path / f"{i:02}.png")
+    log, texts = tmp_path / "log.txt", []
+    with open(log, "w") as stdout:  # which Python writes in blocks
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with before_forward(DetectionModel, lambda _: texts.append(log.read_text())):
+            assert run("predict", weights, tmp_path / "*.png", "--out", tmp_path / "out", "device=cpu") == 0
+    assert texts[-1].startswith(f"{tmp_path / '00.png'}: ")
 
 
 def test_thresholds_of_single_classes(weights: Path, tmp_path: Path) -> None:

@@ -239,18 +239,20 @@ def test_late_result_is_answered_with_504():
 
 
 def test_late_encoding_is_answered_with_504(monkeypatch):
-    released, convert = threading.Event(), Instances.to_dict
+    reached, released, convert = threading.Event(), threading.Event(), Instances.to_dict
 
     def convert_slowly(instances):
+        reached.set()
         assert released.wait(SECONDS)
         return convert(instances)
 
     monkeypatch.setattr(Instances, "to_dict", convert_slowly)
-    with running(tiny_detector(), timeout=3.0) as client:
+    with running(tiny_detector(), timeout=5.0) as client:
         late = client.post("/v1/detect", content=encoded(picture()), headers=PNG)
         released.set()
         after = client.post("/v1/detect", content=encoded(picture()), headers=PNG)
-    assert (late.status_code, late.json()["detail"]) == (504, "no result within 3 s")
+    assert reached.is_set()
+    assert (late.status_code, late.json()["detail"]) == (504, "no result within 5 s")
     assert after.status_code == 200
 
 

@@ -136,7 +136,7 @@ def test_json_without_binary_data(client):
         ),
         ({"shape": [2]}, "inputs.0.shape: expected [1], the number of elements, and at least one"),
         ({"shape": [0], "data": []}, "inputs.0.shape: expected [0], the number of elements, and at least one"),
-        ({"data": ["/etc/passwd"]}, "image: expected an image file in base64, without line breaks and `data:`"),
+        ({"data": ["/etc/passwd"]}, "image: expected an image file in base64, without line breaks or a `data:` prefix"),
         ({"data": ["AAAA"]}, "image: not an image, or the start of the file is damaged"),
         ({"data": None}, "inputs.0: expected either data or parameters.binary_data_size"),
         (

@@ -124,14 +124,14 @@ class Annotations:
 
         Args:
             index: position of the image.
-            reduction: divisor of the sides, see `images.read_pixels`; the cache is not used with it.
+            reduction: divisor of the sides, see `images.read_pixels`; not with a cache.
 
         Raises:
             DataError: see `open`.
         """
         path = self.path(index)
         decode = partial(read_pixels, path, bit_depth=self.bit_depth, reduction=reduction)
-        return decode() if self.cache is None or reduction else self.cache.get(index, path, decode)
+        return decode() if self.cache is None else self.cache.get(index, path, decode)
 
     def digest(self) -> str:
         """Return the SHA-256 of the data used in evaluation: classes, image ids and sizes, boxes, and the bit depth.

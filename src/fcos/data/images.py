@@ -83,7 +83,7 @@ def _decode_jpeg(content: bytes, size: tuple[int, int], reduction: int | None) -
     if reduction is None:
         return simplejpeg.decode_jpeg(content, "RGB")
     width, height = (side // reduction for side in size)
-    return simplejpeg.decode_jpeg(content, "RGB", True, True, min_height=height, min_width=width)
+    return simplejpeg.decode_jpeg(content, "RGB", fastdct=True, fastupsample=True, min_height=height, min_width=width)
 
 
 def size_of(image: Image.Image | Tensor) -> tuple[int, int]:

@@ -126,7 +126,8 @@ class Transform:
         Args:
             image: RGB image, or its pixels, uint8 [3, H, W].
             objects: objects of the image; none by default.
-            size: (height, width) of the image in whose pixels the boxes of `objects` are, if `image` was reduced.
+            size: (height, width) of the image that `objects` refer to; default: that of `image`. Needed if `image` was
+                decoded at reduced size.
             seed: seed of the random parameters.
             strength: strength of the augmentations, 0..1.
 
@@ -200,7 +201,8 @@ def train_transform(
     augmentations = [replace(step, keypoint_order=order) if isinstance(step, Flip) else step for step in steps]
     user = None if config.transforms is None else UserTransform.named(config.transforms, num_classes)
     sides = training_sides(config)
-    return Transform(sides, config.max_side, augmentations, user, box_convention, config.resize, config.decode)
+    decode = config.decode if config.cache is None else "exact"  # a cache keeps exact pixels at full size
+    return Transform(sides, config.max_side, augmentations, user, box_convention, config.resize, decode)
 
 
 def test_transform(config: DataConfig) -> Transform:

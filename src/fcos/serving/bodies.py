@@ -103,7 +103,9 @@ def decode_base64(text: str, where: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise Problem(422, f"{where}: expected an image file in base64, without line breaks and `data:`") from None
+        raise Problem(
+            422, f"{where}: expected an image file in base64, without line breaks or a `data:` prefix"
+        ) from None
 
 
 def _read_form(content_type: str, body: bytes) -> list[bytes]:

@@ -79,7 +79,7 @@ class Ticket:
         """Call a function that takes long in a thread for images.
 
         Raises:
-            Problem: the time of the request is over (504). The thread ends later.
+            Problem: the time of the request is over (504). The thread is not interrupted.
         """
         async with self.time_limit():
             return await self._service.run(function, *arguments)

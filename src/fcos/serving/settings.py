@@ -26,8 +26,8 @@ class Settings:
         max_body: largest size of a request body in bytes.
         max_pixels: largest number of pixels of an image. The limit `data.max_pixels` in the detector's config applies,
             too.
-        timeout: longest time in seconds from the start of a request to its detections; its body must arrive in the
-            same time.
+        timeout: longest time in seconds from the start of a request to its result; its body must arrive in the same
+            time.
         token: bearer token that requests must contain; None: requests need none.
     """
 

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -162,10 +161,10 @@ class WeightAverage:
     """Exponential moving average (EMA) of a model's weights, kept in a copy of the model.
 
     The decay in update t (from 0) is min(decay, (1 + t) / (10 + t)), so that the random initial weights soon lose their
-    influence. The running statistics of batch norm are already averages, of the last 1 / momentum steps. They are
-    averaged over as many steps less, so that on average they are as old as the weights: statistics of older weights
-    cost much AP in short runs. While the average of the weights is the shorter one, the statistics are copied, as are
-    integer buffers.
+    influence. The running statistics of batch norm are already averages over about 1 / momentum steps. They are
+    averaged over correspondingly fewer steps than the weights, so that both have the same mean age (with several
+    micro-batches in a step, they are younger): with older statistics, the AP of short runs is lower. While the weights
+    are averaged over fewer steps than that, the statistics are copied. Integer buffers are always copied.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -175,7 +174,7 @@ class WeightAverage:
         self._ages = {  # of the running statistics, in steps
             f"{path}.{name}".lstrip("."): 1 / module.momentum - 1
             for path, module in self.model.named_modules()
-            if isinstance(module, _BatchNorm) and module.momentum
+            if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and module.momentum
             for name in ("running_mean", "running_var")
         }
 
