@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 def prepare_output(*, hide_warnings: bool) -> None:
-    """Show log messages of this package and every line at once, also in pipes, and accept names of invalid Unicode.
+    """Show log messages of this package, and accept names that are invalid Unicode.
 
     Args:
         hide_warnings: hide warnings of libraries, unless `python -W` or PYTHONWARNINGS asks for them.
     """
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace", line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue]
+        stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     handler = logging.StreamHandler()
     handler.setFormatter(_TerminalFormatter("%(message)s"))
     logging.basicConfig(handlers=[handler])

@@ -76,17 +76,6 @@ def test_termination_stops_as_ctrl_c(weights: Path, tmp_path: Path, name: str) -
     assert 1 <= len(json.loads((out / "predictions.json").read_text())) <= 5
 
 
-def test_lines_are_written_at_once_to_pipes(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for i in range(20):  # of different shapes, so that none are detected in one batch
-        Image.new("RGB", (120, 80 + 40 * i)).save(tmp_path / f"{i:02}.png")
-    log, texts = tmp_path / "log.txt", []
-    with open(log, "w") as stdout:  # which Python writes in blocks
-        monkeypatch.setattr(sys, "stdout", stdout)
-        with before_forward(DetectionModel, lambda _: texts.append(log.read_text())):
-            assert run("predict", weights, tmp_path / "*.png", "--out", tmp_path / "out", "device=cpu") == 0
-    assert texts[-1].startswith(f"{tmp_path / '00.png'}: ")
-
-
 def test_thresholds_of_single_classes(weights: Path, tmp_path: Path) -> None:
     Image.radial_gradient("L").convert("RGB").resize((120, 80)).save(tmp_path / "a.png")
     words = ["predict", weights, tmp_path / "a.png", "--out", tmp_path / "out", "device=cpu", "--save", "json"]

@@ -161,36 +161,22 @@ class WeightAverage:
     """Exponential moving average (EMA) of a model's weights, kept in a copy of the model.
 
     The decay in update t (from 0) is min(decay, (1 + t) / (10 + t)), so that the random initial weights soon lose their
-    influence. The running statistics of batch norm are already averages over about 1 / momentum steps. They are
-    averaged over correspondingly fewer steps than the weights, so that both have the same mean age (with several
-    micro-batches in a step, they are younger): with older statistics, the AP of short runs is lower. While the weights
-    are averaged over fewer steps than that, the statistics are copied. Integer buffers are always copied.
+    influence. Batch-norm statistics are averaged like the weights; integer buffers are copied.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
         self.updates = 0
-        self._ages = {  # of the running statistics, in steps
-            f"{path}.{name}".lstrip("."): 1 / module.momentum - 1
-            for path, module in self.model.named_modules()
-            if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and module.momentum
-            for name in ("running_mean", "running_var")
-        }
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Update the average with the model's weights after a step."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        groups: dict[float, tuple[list[Tensor], list[Tensor]]] = {}  # averaged and latest tensors by age
-        for (name, average), latest in zip(self.model.state_dict().items(), model.state_dict().values(), strict=True):
-            if average.is_floating_point():
-                averages, values = groups.setdefault(self._ages.get(name, 0.0), ([], []))
-                averages.append(average)
-                values.append(latest)
-            else:
-                average.copy_(latest)
-        for age, (averages, values) in groups.items():
-            window = max(1 / (1 - decay) - age, 1.0)  # steps; the age of the average is window - 1
-            get_ema_multi_avg_fn(1 - 1 / window)(averages, values, self.updates)
+        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
+        averaged, latest = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+        get_ema_multi_avg_fn(decay)(averaged, latest, self.updates)
+        for average, value in pairs:
+            if not average.is_floating_point():
+                average.copy_(value)
