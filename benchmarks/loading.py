@@ -85,15 +85,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             make_data(folder, size, options.images)
-            sides: dict[str, Iterator[object]] = {
-                "torchvision": theirs(folder, short_side, max_side),
-            }
+            sides: dict[str, Iterator[object]] = {"torchvision": theirs(folder, short_side, max_side)}
             pillow, torch_resize, fast = "data.resize=pillow", "data.resize=torch", "data.decode=fast"
             for chosen in ((pillow,), (torch_resize,), (torch_resize, fast)):
                 sides[f"fcos, {', '.join(chosen)}"] = ours(folder, short_side, max_side, *chosen)
             for cache in ("ram", "disk"):
-                name_of_side = f"fcos, {torch_resize}, data.cache={cache}"
-                sides[name_of_side] = ours(folder, short_side, max_side, torch_resize, cache=cache)
+                loader = ours(folder, short_side, max_side, torch_resize, cache=cache)
+                sides[f"fcos, {torch_resize}, data.cache={cache}"] = loader
             milliseconds = measure(sides, options.images, options.rounds)
         reference = statistics.median(milliseconds["torchvision"])
         for side, times in milliseconds.items():
