@@ -229,7 +229,8 @@ def evaluate(
     require_open_files(limit_workers(resolved.data.workers))
     join_processes(device)
     warn_of_crowded_images(annotations, resolved)
-    evaluation = run(restored.model.to(device), annotations, resolved, device=device, progress=progress)
+    model, compiled = restored.model.to(device), resolved.eval.compile
+    evaluation = run(model, annotations, resolved, device=device, compiled=compiled, progress=progress)
     return replace(evaluation, changed_options=restored.changed_options)
 
 

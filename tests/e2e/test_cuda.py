@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from detectors import tiny_config, tiny_detector
+from detectors import NAMES, fcos_of, tiny_config, tiny_detector, tiny_model, tiny_retinanet
 from ground_truth import objects_of
 from torch.nn.parallel import DistributedDataParallel
 
 import fcos
-from fcos import distributed
+from fcos import Detector, distributed
 from fcos.boxes import class_wise_nms
 from fcos.config import Config
 from fcos.config.detectors import DETECTORS
 from fcos.errors import TrainingError
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.models import DetectionModel, build_model
-from fcos.models.layers import SyncBatchNorm, with_gpu_batch_norm
+from fcos.models.layers import SyncBatchNorm, group_norm, with_gpu_batch_norm
 from fcos.structures import Batch, Objects
 from fcos.training import loop, step
 from fcos.training.loop import TrainResult, train
@@ -100,6 +100,116 @@ def test_detections_equal_those_of_the_cpu() -> None:
     torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=0.05)
 
 
+def build_detector(name: str = "fcos", **options: Any) -> Detector:
+    """Build a detector on the GPU with options of `eval`."""
+    torch.manual_seed(0)
+    config = tiny_config(name=name)
+    config = config.model_copy(update={"eval": config.eval.model_copy(update=options)})
+    model = tiny_model(config) if name == "fcos" else tiny_retinanet(config)
+    return Detector(model, config, class_names=NAMES).to("cuda")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["fcos", "retinanet"])
+def test_replayed_graphs_detect_the_same(name: str, precision: str) -> None:
+    detector = build_detector(name, precision=precision)
+    images = torch.randint(0, 256, (4, 3, 90, 130), dtype=torch.uint8)
+    handle = detector.model.get_submodule("head.logits").register_forward_hook(lambda *_: None)  # prevents replay
+    expected = detector.predict(list(images), threshold=0.0, batch_size=1)
+    handle.remove()
+    detector.predict([images[0]] * 2, threshold=0.0, batch_size=1)  # warm up, capture
+    found = detector.predict(list(images), threshold=0.0, batch_size=1)
+    graphs = detector._inference_copy._cuda_graphs
+    assert graphs is not None
+    assert [graph is not None for graph in graphs._graphs.values()] == [True]
+    for a, b in zip(found, expected, strict=True):
+        assert len(a) == len(b) > 5
+        assert a.labels.tolist() == b.labels.tolist()
+        torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=1e-4)
+        torch.testing.assert_close(a.boxes, b.boxes, rtol=0, atol=0.05)
+    assert not torch.equal(found[0].scores, found[1].scores)
+
+
+def test_graphs_follow_options_shapes_and_weights() -> None:
+    detector = tiny_detector().to("cuda")
+    images = [torch.randint(0, 256, (3, side, 130), dtype=torch.uint8) for side in (90, 130)]
+    before = [detector.predict(images, threshold=0.0, batch_size=1) for _ in range(3)]
+    assert [len(each) for each in before[0]] == [len(each) for each in before[2]]
+    assert all(len(each) <= 3 for _ in range(3) for each in detector.predict(images, threshold=0.0, max_detections=3))
+    with torch.no_grad():
+        detector.model.get_parameter("head.logits.bias").sub_(2)
+    after = [detector.predict(images, threshold=0.0, batch_size=1) for _ in range(3)]
+    assert all(a.scores.max() < b.scores.max() for a, b in zip(after[2], before[2], strict=True))
+    for a, b in zip(after[0], after[2], strict=True):
+        torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=1e-4)
+
+
+class WaitingBackbone(torch.nn.Module):
+    """Backbone that waits for the GPU, which a CUDA graph cannot contain."""
+
+    def __init__(self, backbone: torch.nn.Module):
+        super().__init__()
+        self.backbone = backbone
+        self.strides = backbone.strides
+
+    def forward(self, x: torch.Tensor) -> Any:
+        assert x.max().item() < 1e6
+        return self.backbone(x)
+
+
+def test_network_that_waits_for_the_gpu_is_not_captured() -> None:
+    detector = tiny_detector().to("cuda")
+    image = torch.randint(0, 256, (3, 90, 130), dtype=torch.uint8)
+    expected = detector.predict(image, threshold=0.0)
+    detector.model.backbone = WaitingBackbone(detector.model.get_submodule("backbone"))
+    stream = torch.cuda.current_stream()
+    for _ in range(4):
+        found = detector.predict(image, threshold=0.0)
+        torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-4)
+    assert torch.cuda.current_stream() == stream
+    losses, gradients = losses_and_gradients(detector.model.train(), CUDA)  # the GPU still works
+    assert losses
+    assert gradients
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # inside torch
+def test_compiled_detector_detects_the_same() -> None:
+    detector = build_detector()
+    compiled = build_detector(compile=True)
+    for side in (90, 130):
+        image = torch.randint(0, 256, (3, side, 130), dtype=torch.uint8)
+        expected = detector.predict(image, threshold=0.0)
+        for _ in range(3):
+            found = compiled.predict(image, threshold=0.0)
+            assert len(found) == len(expected)
+            torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("limit", [0, 3, 20])
+def test_detections_of_a_batch_are_those_of_its_images(limit: int) -> None:
+    detector = build_detector()
+    images = list(torch.randint(0, 256, (5, 3, 90, 130), dtype=torch.uint8))
+    detector.model.postprocess = replace(fcos_of(detector).postprocess, max_detections=limit)
+    expected = [detector.predict(image, threshold=0.0) for image in images]
+    for a, b in zip(detector.predict(images, threshold=0.0, batch_size=5), expected, strict=True):
+        assert len(a) == len(b) > 0
+        assert a.labels.tolist() == b.labels.tolist()
+        torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=1e-4)
+        torch.testing.assert_close(a.boxes, b.boxes, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_group_norms_keep_the_data_type(dtype: torch.dtype) -> None:
+    norm = group_norm(64)
+    torch.nn.init.normal_(norm.weight)
+    x = (torch.randn(2, 64, 9, 13) * 3 + 5).to(dtype)
+    expected = norm(x.float())
+    with torch.autocast("cuda", torch.bfloat16):
+        found = norm.cuda()(x.cuda())
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float().cpu(), expected, rtol=0, atol=1e-4 if dtype == torch.float32 else 0.05)
+
+
 @pytest.mark.parametrize("convention", ["continuous", "inclusive"])
 def test_nms_in_one_call_equals_nms_class_by_class(convention: Any) -> None:
     corner, side = torch.rand(3000, 2) * 300, torch.rand(3000, 2) * 60 + 1
@@ -157,6 +267,7 @@ def rows_of(run: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch.compile
+@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # inside torch
 @pytest.mark.parametrize(
     "options", [{}, {"precision": "bfloat16"}, {"precision": "float16"}, {"compile": True}, {"micro_batch": 1}], ids=str
 )
@@ -233,11 +344,11 @@ def test_auto_micro_batch_is_halved_until_it_fits(configure: Callable[..., Confi
 
 
 @pytest.fixture
-def process_group() -> Iterator[None]:
+def process_group(tmp_path: Path) -> Iterator[None]:
     """Join an nccl group of this process alone; nccl needs a GPU for each further process."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29555"}
     torch.cuda.set_device(0)
-    dist.init_process_group("nccl", rank=0, world_size=1, device_id=torch.device("cuda", 0))
+    meeting = f"file://{tmp_path}/processes"
+    dist.init_process_group("nccl", init_method=meeting, rank=0, world_size=1, device_id=torch.device("cuda", 0))
     yield
     dist.destroy_process_group()
 

@@ -18,7 +18,7 @@ from ground_truth import objects_of
 from torch import Tensor
 
 from fcos.models.fcos import FCOS, FCOSOutputs
-from fcos.models.folding import BatchNormFolding
+from fcos.models.inference_copy import InferenceCopy
 from fcos.structures import Objects
 from fcos.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 
@@ -241,7 +241,7 @@ def check_weights(model: Model, net: FCOS, start: list[Tensor], key: str, *, str
 
 
 def test_detections_match_the_original(model: Model, evaluated: FCOS) -> None:
-    folded = BatchNormFolding()(evaluated)  # what evaluation and prediction run
+    folded = InferenceCopy()(evaluated)  # what evaluation and prediction run
     found = folded.detect(tensor(model.inputs["tensor"]), tensor(model.inputs["image_sizes_hw"]))
     for i, instances in enumerate(found):
         assert list(instances.size) == model.numbers[f"det{i}/size_wh"].tolist()[::-1]

@@ -17,7 +17,7 @@ from golden import RegionModel, folder, region_entries, sample, tensor
 from torch import Tensor
 
 from fcos.models import DetectionModel
-from fcos.models.folding import BatchNormFolding
+from fcos.models.inference_copy import InferenceCopy
 from fcos.models.rcnn import RCNN
 from fcos.models.retinanet import RetinaNet
 from fcos.models.rpn import RPNDetector
@@ -170,7 +170,7 @@ def assert_same_detections(
 
 
 def test_detections_match_the_original(model: RegionModel, net: DetectionModel) -> None:
-    folded = BatchNormFolding()(net)  # what evaluation and prediction run
+    folded = InferenceCopy()(net)  # what evaluation and prediction run
     detections = [image for batch in image_batches(model) for image in folded.detect(*batch)]
     for i, image in enumerate(detections):
         boxes, scores = (model.numbers[f"det{i}/{key}"] for key in ("boxes", "scores"))

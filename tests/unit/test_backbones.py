@@ -16,7 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from fcos.config.backbones import ResNetConfig
 from fcos.errors import ConfigError
 from fcos.models.backbones import BACKBONES, build_backbone, resnet
-from fcos.models.layers import NORMS, freeze
+from fcos.models.layers import NORMS, freeze, group_norm_by_channels
 from fcos.recipes import load_config
 
 LEVELS = ["C2", "C3", "C4", "C5"]
@@ -117,6 +117,21 @@ def test_group_norm_of_one_value_per_group_returns_the_bias() -> None:
     nn.init.constant_(norm.bias, 0.5)  # pyright: ignore[reportArgumentType]
     # (x - mean) / sqrt(eps) is computed as the difference of two terms of a few hundred, with their float32 rounding.
     torch.testing.assert_close(norm(torch.randn(1, 32, 1, 1)), torch.full((1, 32, 1, 1), 0.5), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_group_norm_from_statistics_of_channels_matches_torch(memory_format: torch.memory_format) -> None:
+    norm = nn.GroupNorm(8, 64)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = (torch.randn(2, 64, 9, 5) * 3 + torch.arange(64)[:, None, None] % 8).to(memory_format=memory_format)
+    x.requires_grad_()
+    gradient, outputs, gradients = torch.randn_like(x), [], []
+    for found in (norm(x), group_norm_by_channels(x, 8, norm.weight, norm.bias, eps=norm.eps)):
+        outputs.append(found)
+        gradients.append(torch.autograd.grad(found, (x, norm.weight, norm.bias), gradient))
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-4)
 
 
 def test_group_norm_matches_torch() -> None:

@@ -13,7 +13,8 @@ from torch import nn
 from fcos.config.overrides import validate
 from fcos.models import build_model
 from fcos.models.backbones import build_backbone
-from fcos.models.folding import BatchNormFolding, fold_batch_norms, fold_frozen_stages
+from fcos.models.folding import fold_batch_norms, fold_frozen_stages
+from fcos.models.inference_copy import InferenceCopy
 
 CASES = {
     "mobilenet_v2": {},
@@ -145,7 +146,7 @@ def test_backbone_that_folding_cannot_handle_is_unchanged(attributes):
 
 
 def test_compiled_networks_stay_compiled(model):
-    fold, graphs = BatchNormFolding(), []
+    fold, graphs = InferenceCopy(), []
 
     def backend(graph, _):
         graphs.append(graph)
@@ -173,7 +174,7 @@ def model(detector):
 
 
 def test_modules_except_the_backbone_and_options_are_shared(model):
-    folded = BatchNormFolding()(model)
+    folded = InferenceCopy()(model)
     assert folded is not model
     assert folded.head is model.head
     assert folded.postprocess is model.postprocess
@@ -206,7 +207,7 @@ def test_batch_norms_of_pyramid_and_towers_are_folded(options):
     torch.manual_seed(0)
     model = randomize_norms(build_model(tiny_config(**options).model, num_classes=3, pretrained=False))
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    folded = BatchNormFolding()(model)
+    folded = InferenceCopy()(model)
     assert norms_of(folded) == []
     features = [torch.randn(1, channels, 64 // 2**i, 96 // 2**i) for i, channels in enumerate((32, 96, 320))]
     with torch.no_grad():
@@ -222,7 +223,7 @@ def test_batch_norms_of_pyramid_and_towers_are_folded(options):
 
 def test_towers_are_folded_again_after_changes():
     model = randomize_norms(build_model(tiny_config(**NANO).model, num_classes=3, pretrained=False))
-    fold = BatchNormFolding()
+    fold = InferenceCopy()
     first = fold(model).head
     assert fold(model).head is first
     with torch.no_grad():
@@ -239,7 +240,7 @@ def test_towers_are_folded_again_after_changes():
 
 
 def test_folding_is_repeated_only_after_changes(model):
-    fold = BatchNormFolding()
+    fold = InferenceCopy()
     first = fold(model).backbone
     assert fold(model).backbone is first
 
@@ -262,7 +263,7 @@ def test_folding_is_repeated_only_after_changes(model):
 
 
 def test_activation_that_replaces_another_is_used(model):
-    fold = BatchNormFolding()
+    fold = InferenceCopy()
     first = fold(model).backbone
     activations = [
         (parent, name)
@@ -288,7 +289,7 @@ def test_copies_and_pickles_do_not_contain_the_folded_backbone(detector):
 
 
 def test_hooks_in_the_backbone_see_every_module(model):
-    fold, seen = BatchNormFolding(), []
+    fold, seen = InferenceCopy(), []
     assert fold(model) is not model
     handle = model.backbone.register_forward_hook(lambda *_: seen.append(1))
     assert fold(model) is model

@@ -344,6 +344,9 @@ class EvalConfig(_Section):
     precision: Precision | None = None
     """Precision of backbone and head; null: `train.precision`. Where the device has fast arithmetic for it, `bfloat16`
     is faster, and scores and boxes change slightly."""
+    compile: bool = False
+    """Compile the network with torch.compile for `fcos val`, `predict` and `serve`: the first images take a minute,
+    later ones are faster. It pays on a GPU; on the CPU it needs a C++ compiler."""
     flip: bool = False
     """Test-time augmentation: also detect on the mirrored image. Every view costs the time and memory of an image.
     Boxes are detected in all views; the masks and keypoints of these boxes are computed without augmentation."""

@@ -17,7 +17,7 @@ from ..distributed import all_gather, broadcast_buffers, rank, world_size
 from ..errors import ConfigError, DataError
 from ..formatting import join_some, plural
 from ..inference.detect import detect_on_originals
-from ..models.folding import BatchNormFolding
+from ..models.inference_copy import InferenceCopy
 from ..precision import autocast
 from .coco_metrics import Output, coco_metrics, metrics_of, sigmas_of, to_coco_results
 from .proposal_recall import PROPOSAL_METRICS, proposal_recall
@@ -137,6 +137,7 @@ def evaluate(
     config: Config,
     *,
     device: torch.device | str,
+    compiled: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Run the detector on every image of a split and compare the detections with the annotations.
@@ -152,6 +153,7 @@ def evaluate(
             detector are not evaluated.
         config: config with the image sizes, test-time augmentation, batch size and number of loader workers.
         device: device of the model.
+        compiled: whether to compile the network with torch.compile.
         progress: callback that receives the number of images done and the total. With several processes the former is
             an estimate from the images of this process.
 
@@ -166,7 +168,13 @@ def evaluate(
     share: tuple[list[dict[str, Any]], int] | None = None
     try:
         share = _detect(
-            model, annotations, loader, device=torch.device(device), precision=config.eval_precision, progress=progress
+            model,
+            annotations,
+            loader,
+            device=torch.device(device),
+            precision=config.eval_precision,
+            compiled=compiled,
+            progress=progress,
         )
     except KeyboardInterrupt:
         if world_size() == 1:
@@ -210,12 +218,13 @@ def _detect(
     *,
     device: torch.device,
     precision: Precision,
+    compiled: bool,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[list[dict[str, Any]], int]:
     """Return the detections on the images of a loader, and the number of images that could not be read."""
     detections, done = [], 0
     with detecting(model), autocast(device, precision):
-        model = BatchNormFolding()(model)
+        model = InferenceCopy(compiled=compiled)(model)
         for batch in loader:
             indices = batch.indices.tolist()
             sizes = [(height, width) for height, width in annotations.sizes[indices].tolist()]

@@ -20,7 +20,7 @@ from ..errors import ConfigError
 from ..evaluation.evaluate import detection_limit
 from ..models import DetectionModel
 from ..models.building import build_options
-from ..models.folding import BatchNormFolding
+from ..models.inference_copy import InferenceCopy
 from ..models.points import Assigner
 from ..models.postprocess import FCOSPostprocess, decode, may_detect
 from ..precision import autocast
@@ -129,7 +129,7 @@ def explain_image(
     pixels = detection_views(config)[0](image).image
     images, sizes = pad([pixels], size_divisor=config.data.size_divisor)
     with autocast(model.device, config.eval_precision):
-        outputs = BatchNormFolding()(model)(images.to(model.device), sizes.to(model.device))
+        outputs = InferenceCopy()(model)(images.to(model.device), sizes.to(model.device))
     logits, ltrb, quality = ([level[0].float().cpu() for level in levels] for levels in outputs)
     resized, original = (pixels.shape[1], pixels.shape[2]), (image.height, image.width)
     assigner: Assigner = build_options(Assigner, section)

@@ -79,12 +79,11 @@ def detect_in_views(model: DetectionModel, views: Sequence[View], select: Select
     assert not first.flipped
     if not others and select is None:
         return model.detect(first.images, first.sizes)
-    outputs = model(first.images, first.sizes)
-    candidates = model.decode(outputs, first.sizes)
+    outputs, candidates = model.outputs_and_candidates(first.images, first.sizes)
     if others:
         per_view = [candidates, *(candidates_of(model, view) for view in others)]
         candidates = [_merge_views(of_image) for of_image in zip(*per_view, strict=True)]
-    detections = [model.suppress(of_image) for of_image in candidates]
+    detections = model.suppress_images(candidates)
     if select is not None:
         detections = select(_to_cpu(detections))
     return model.add_details(outputs, detections)

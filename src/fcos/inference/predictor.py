@@ -21,7 +21,7 @@ from ..downloads import is_url
 from ..errors import ConfigError, WeightsError
 from ..formatting import join_some, plural, printable
 from ..keypoints import UNNAMED, KeypointLayout
-from ..models.folding import BatchNormFolding
+from ..models.inference_copy import InferenceCopy
 from ..precision import autocast
 from ..recipes import recipes_with
 from ..structures import Instances
@@ -80,7 +80,7 @@ class Detector:
         self.licence = licence
         self._stored_thresholds = dict(thresholds or {})
         self.resize = Resizer.of(config)
-        self._fold = BatchNormFolding()
+        self._inference_copy = InferenceCopy(compiled=config.eval.compile)
 
     @property
     def device(self) -> torch.device:
@@ -471,8 +471,9 @@ class Detector:
             )
             return [image.detections for image in selected]
 
-        model, views = selections[0].configure(self._fold(self.model)), [view.to(self.device) for view in padded]
+        views = [view.to(self.device) for view in padded]
         with autocast(self.device, self.config.eval_precision):
+            model = selections[0].configure(self._inference_copy(self.model))
             found = detect_on_originals(model, views, [picture.size for picture in pictures], select=select)
         named = [replace(image, class_names=self.class_names, keypoint_layout=self.keypoint_layout) for image in found]
         return [image._replace(detections=detections) for image, detections in zip(selected, named, strict=True)]

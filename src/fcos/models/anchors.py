@@ -78,23 +78,25 @@ class AnchorGrid:
             x, y = max(round(x), 1), max(round(y), 1)
         return [center - x, center - y, center + x - extra, center + y - extra]
 
-    def levels(self, maps: Sequence[tuple[int, int]], *, device: torch.device | str = "cpu") -> list[Tensor]:
+    def levels(self, maps: Sequence[tuple[int, int]], cells: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Return the anchors of every level.
 
         Args:
             maps: L sizes (height, width) of the levels' maps.
-            device: device of the result.
+            cells: `cells()`, on the device of the result; None: the CPU.
 
         Returns:
             L tensors [H * W * A, 4] float32 pixels, row by row, the anchors of a location together.
         """
+        cells = self.cells() if cells is None else cells
+        device = cells[0].device
         if self.location != "corner":
             sizes = zip(maps, self.strides, strict=True)
             corners = [locations(size, stride, offset=0.0, device=device) for size, stride in sizes]
         else:
             corners = pyramid_locations(maps, self.strides, location="corner", device=device)
-        pairs = zip(corners, self.cells(), strict=True)
-        return [(corner.repeat(1, 2)[:, None] + cell.to(device)).flatten(0, 1) for corner, cell in pairs]
+        pairs = zip(corners, cells, strict=True)
+        return [(corner.repeat(1, 2)[:, None] + cell).flatten(0, 1) for corner, cell in pairs]
 
     def locations(self, maps: Sequence[tuple[int, int]], *, device: torch.device | str = "cpu") -> list[Tensor]:
         """Return the locations of every level, see `points.pyramid_locations`."""
@@ -298,7 +300,7 @@ class BoxCoder:
         centers, sides = self._to_centers(boxes)
         reference_centers, reference_sides = self._to_centers(references)
         offsets = [(centers - reference_centers) / reference_sides, (sides / reference_sides).log()]
-        return torch.cat(offsets, dim=-1) * boxes.new_tensor(self.weights)
+        return torch.cat(offsets, dim=-1) * self._weights(boxes)
 
     def decode(self, offsets: Tensor, references: Tensor) -> Tensor:
         """Compute boxes from offsets, the inverse of `encode`.
@@ -310,11 +312,15 @@ class BoxCoder:
         Returns:
             Boxes of the shape of `offsets`.
         """
-        shifts, logs = (offsets.unflatten(-1, (-1, 4)) / offsets.new_tensor(self.weights)).split(2, dim=-1)
+        shifts, logs = (offsets.unflatten(-1, (-1, 4)) / self._weights(offsets)).split(2, dim=-1)
         centers, sides = (x.unsqueeze(-2) for x in self._to_centers(references))
         centers, sides = shifts * sides + centers, logs.clamp(max=self.max_log_ratio).exp() * sides
         extra = 1.0 if self.box_convention == "inclusive" else 0.0
         return torch.cat([centers - 0.5 * sides, centers + 0.5 * sides - extra], dim=-1).flatten(-2)
+
+    def _weights(self, like: Tensor) -> Tensor:
+        """Return the weights [4] on the device of a tensor; `new_tensor` would copy them from the CPU and wait."""
+        return torch.stack([like.new_full((), weight) for weight in self.weights])
 
     def _to_centers(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Return centres and sides, each [..., 2] (x, y)."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..choices import BoxConvention, ChannelOrder
 from ..errors import ConfigError
 from ..structures import Instances, Losses, Objects
+from .cuda_graphs import CudaGraphs
 from .padded import Padded
 from .postprocess import Postprocess
 
@@ -91,6 +92,8 @@ class DetectionModel(nn.Module, ABC):
         detail_names: `masks` and `keypoints`, as far as the detector predicts them.
         postprocess: options of suppression and limits that `detect`, `candidates` and `suppress` use. They can be
             replaced at any time. None: the detector has other options.
+        has_fixed_sizes: whether no tensor in `forward` and `padded_candidates` has a size that depends on values.
+        cuda_graphs: graphs that replace both on a GPU, see `InferenceCopy`; None: there are none.
     """
 
     class_parameters: Mapping[str, ClassRows]
@@ -99,6 +102,8 @@ class DetectionModel(nn.Module, ABC):
     compiled_parts: tuple[str, ...]
     detail_names: tuple[str, ...] = ()
     postprocess: Postprocess | None = None
+    has_fixed_sizes: bool = False
+    cuda_graphs: CudaGraphs | None = None
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -169,8 +174,8 @@ class DetectionModel(nn.Module, ABC):
             images: padded images, see `forward`.
             sizes: sizes without the padding, see `forward`.
         """
-        outputs = self(images, sizes)
-        return self.add_details(outputs, [self.suppress(image) for image in self.decode(outputs, sizes)])
+        outputs, candidates = self.outputs_and_candidates(images, sizes)
+        return self.add_details(outputs, self.suppress_images(candidates))
 
     @torch.inference_mode()
     def candidates(self, images: Tensor, sizes: Tensor) -> list[Instances]:
@@ -180,7 +185,26 @@ class DetectionModel(nn.Module, ABC):
             images: padded images, see `forward`.
             sizes: sizes without the padding, see `forward`.
         """
-        return self.decode(self(images, sizes), sizes)
+        return self.outputs_and_candidates(images, sizes)[1]
+
+    def outputs_and_candidates(self, images: Tensor, sizes: Tensor) -> tuple[Any, list[Instances]]:
+        """Return the raw outputs, as `add_details` needs them, and the candidates of every image.
+
+        Args:
+            images: padded images, see `forward`.
+            sizes: sizes without the padding, see `forward`.
+        """
+        if self.cuda_graphs is not None and not self._forward_hooks and not self._forward_pre_hooks:
+            replayed = self.cuda_graphs.run(self._padded_candidates, images, sizes, options=self.postprocess)
+            if replayed is not None:
+                return None, replayed  # detectors with fixed sizes have no details
+        outputs = self(images, sizes)
+        return outputs, self.decode(outputs, sizes)
+
+    def _padded_candidates(self, images: Tensor, sizes: Tensor) -> Padded:
+        assert self.postprocess is not None
+        threshold = self.postprocess.score_threshold
+        return self.padded_candidates(self.padded_outputs(images, sizes), sizes, score_threshold=threshold)
 
     @abstractmethod
     def decode(self, outputs: Any, sizes: Tensor) -> list[Instances]:
@@ -194,6 +218,10 @@ class DetectionModel(nn.Module, ABC):
     @abstractmethod
     def suppress(self, candidates: Instances) -> Instances:
         """Select the detections among the candidates of an image, best score first."""
+
+    def suppress_images(self, candidates: Sequence[Instances]) -> list[Instances]:
+        """Select the detections among the candidates of several images, as `suppress` does for each."""
+        return [self.suppress(image) for image in candidates]
 
     def add_details(self, outputs: Any, detections: list[Instances]) -> list[Instances]:
         """Add the masks or keypoints of the detections of every image; detectors without them return the argument.

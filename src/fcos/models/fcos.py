@@ -29,7 +29,7 @@ from .layers import at_least_float32, build_tower, initialize_head, run_tower
 from .losses import FCOSLoss, fcos_loss, loss_normalizers
 from .padded import Padded, suppress_padded
 from .points import Assigner, assign_targets
-from .postprocess import FCOSPostprocess, candidates, suppress
+from .postprocess import FCOSPostprocess, candidates, suppress, suppress_images
 from .top_k import top_candidates
 
 
@@ -128,6 +128,7 @@ class FCOS(DetectionModel):
     class_parameters = dict.fromkeys(("head.logits.weight", "head.logits.bias"), ClassRows())
     optional_modules = ("head.scales",)
     compiled_parts = ("backbone", "fpn", "head")
+    has_fixed_sizes = True
     postprocess: FCOSPostprocess  # pyright: ignore[reportIncompatibleVariableOverride] (never None)
 
     def __init__(
@@ -220,3 +221,7 @@ class FCOS(DetectionModel):
     def suppress(self, candidates: Instances) -> Instances:
         """Select the detections among the candidates of an image, see `postprocess.suppress`."""
         return suppress(candidates, self.postprocess)
+
+    def suppress_images(self, candidates: Sequence[Instances]) -> list[Instances]:
+        """Select the detections among the candidates of several images, see `postprocess.suppress_images`."""
+        return suppress_images(candidates, self.postprocess, num_classes=self.num_classes)

@@ -19,59 +19,12 @@ from .fpn import FPN
 from .layers import DeformConv, SeparableConv, Tower
 
 Model = TypeVar("Model", bound=DetectionModel)
+Module = TypeVar("Module", bound=nn.Module)
 
 _SIZE = 64
 """Side in pixels of the image that the backbone is run on."""
 _TOLERANCE = 1e-3
 """Largest difference of a map, relative to its largest absolute value."""
-
-
-class BatchNormFolding:
-    """Detector without the batch norms that follow a convolution, in the backbone, the pyramid and one-stage heads.
-
-    In evaluation mode, such a batch norm is an affine function of every channel, which the weights and the bias of the
-    convolution can contain. The maps differ by rounding only. This saves a pass over every map, and the conversion to
-    float32 that float32 statistics cause under autocast.
-
-    The result of the last call is kept until these modules change. Values changed by `tensor.data` or in the inference
-    mode are not noticed, because PyTorch does not track these changes. Copies and pickles do not contain the result.
-    """
-
-    def __init__(self):
-        self._state: list[Any] = []
-        self._tensors: list[Tensor] = []
-        self._folded: dict[str, nn.Module] = {}  # by their names in the detector
-
-    def __reduce__(self) -> tuple[type[BatchNormFolding], tuple[()]]:
-        return BatchNormFolding, ()
-
-    def __call__(self, model: Model) -> Model:
-        """Return a detector for inference.
-
-        Args:
-            model: detector in evaluation mode. It is not changed.
-
-        Returns:
-            A detector that shares all modules with `model` except the folded ones, and all parameters except those of
-            the folded convolutions. `model` itself if nothing can be folded (see `fold_batch_norms` and
-            `fold_sequences`), or if the model is compiled.
-        """
-        backbone = getattr(model, "backbone", None)
-        if not isinstance(backbone, nn.Module) or _is_compiled(model):
-            return model
-        others = {name: part for name, part in model.named_children() if name in ("fpn", "head")}
-        parts = [backbone, *others.values()]
-        state = [item for part in parts for item in _state(part)]
-        if state != self._state:
-            folded = {"backbone": fold_batch_norms(backbone, like=model.pixel_mean)}
-            folded |= {name: fold_sequences(part) for name, part in others.items()}
-            self._folded = {name: part for name, part in folded.items() if part is not None}
-            self._state = state  # last, for other threads
-            # While they exist, no others have their ids.
-            self._tensors = [tensor for part in parts for tensor in chain(part.parameters(), part.buffers())]
-        if not self._folded:
-            return model
-        return _with_modules(model, self._folded)
 
 
 def fold_frozen_stages(model: Model) -> Model:
@@ -91,7 +44,7 @@ def fold_frozen_stages(model: Model) -> Model:
     if not isinstance(backbone, nn.Module):
         return model
     folded = fold_batch_norms(backbone, like=model.pixel_mean, only_frozen=True)
-    return model if folded is None else _with_modules(model, {"backbone": folded})
+    return model if folded is None else with_modules(model, {"backbone": folded})
 
 
 def fold_batch_norms(backbone: nn.Module, *, like: Tensor, only_frozen: bool = False) -> nn.Module | None:
@@ -106,7 +59,7 @@ def fold_batch_norms(backbone: nn.Module, *, like: Tensor, only_frozen: bool = F
         None if there is nothing to fold, if a module has hooks, which may observe a batch norm, or is compiled, if the
         maps would differ, or if the backbone cannot be copied or run on an image of 64x64 pixels.
     """
-    if any(_num_hooks(module) or _is_compiled(module) for module in backbone.modules()):
+    if any(num_hooks(module) or is_compiled(module) for module in backbone.modules()):
         return None
     image = torch.randn(1, 3, _SIZE, _SIZE, generator=torch.Generator().manual_seed(0)).to(like)
     # Tensors of the inference mode could not be used outside of it.
@@ -130,11 +83,11 @@ def fold_sequences(part: nn.Module) -> nn.Module | None:
     """
     kind = nn.Sequential if isinstance(part, FPN) else Tower
     if not any(isinstance(module, kind) for module in part.modules()) or any(
-        _num_hooks(module) or _is_compiled(module) for module in part.modules()
+        num_hooks(module) or is_compiled(module) for module in part.modules()
     ):
         return None
     with torch.inference_mode(False), torch.no_grad():
-        folded = _copy(part)
+        folded = copy_sharing_tensors(part)
         counts = [_fold_sequence(module) for module in list(folded.modules()) if isinstance(module, kind)]
     return folded if any(counts) else None
 
@@ -146,7 +99,7 @@ def _fold_sequence(sequence: nn.Sequential) -> int:
         norms = list(norm) if isinstance(norm, nn.ModuleList) else [norm]
         if not (_is_conv(conv) or isinstance(conv, SeparableConv)) or not norms or not all(map(_is_batch_norm, norms)):
             continue
-        convs = [_copy(conv) for _ in norms]
+        convs = [copy_sharing_tensors(conv) for _ in norms]
         for each, its_norm in zip(convs, norms, strict=True):
             _fold_into(each, its_norm)
         are_lists = isinstance(norm, nn.ModuleList)
@@ -156,40 +109,31 @@ def _fold_sequence(sequence: nn.Sequential) -> int:
     return count
 
 
-def _with_modules(model: Model, modules: Mapping[str, nn.Module]) -> Model:
+def with_modules(model: Model, modules: Mapping[str, nn.Module]) -> Model:
     """Return a copy of a detector that shares all modules except those given by name."""
     result = copy.copy(model)
     result._modules = {**model._modules, **modules}
     return result
 
 
-def _copy(module: nn.Module) -> nn.Module:
+def copy_sharing_tensors(module: Module) -> Module:
     """Return a copy of a module that shares its tensors."""
     return copy.deepcopy(module, {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())})
 
 
-def _state(part: nn.Module) -> list[Any]:
-    """Return everything that a folded module depends on; equal lists mean that it need not be folded again."""
-    state: list[Any] = []
-    for module in part.modules():
-        state += module, module.training, _num_hooks(module), _is_compiled(module), getattr(module, "eps", None)
-    for tensor in chain(part.parameters(), part.buffers()):
-        state += id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
-    return state
-
-
-def _num_hooks(module: nn.Module) -> int:
+def num_hooks(module: nn.Module) -> int:
+    """Return the number of forward hooks and forward pre-hooks of a module, without those of its children."""
     return len(module._forward_hooks) + len(module._forward_pre_hooks)
 
 
-def _is_compiled(module: nn.Module) -> bool:
+def is_compiled(module: nn.Module) -> bool:
     """Return whether a module is compiled, by `module.compile()` or `torch.compile(module)`; copies would not be."""
     return module._compiled_call_impl is not None or "_orig_mod" in module._modules
 
 
 def _fold(backbone: nn.Module, image: Tensor, *, only_frozen: bool) -> nn.Module | None:
     """Return a copy of a backbone with its batch norms folded; None if there are none, or if its maps differ."""
-    folded = _copy(backbone)
+    folded = copy_sharing_tensors(backbone)
     modes = [(module, module.training) for module in folded.modules()]
     if only_frozen:
         folded.eval()

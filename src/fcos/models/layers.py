@@ -19,12 +19,43 @@ from ..distributed import sum_over_processes, world_size
 class GroupNorm(nn.GroupNorm):
     """`nn.GroupNorm` that also accepts groups of a single value (one channel of a 1x1 map), where torch raises.
 
-    The output for such a group is the bias.
+    The output for such a group is the bias. On GPUs, half-precision maps keep their data type under autocast, which
+    otherwise converts them to float32; statistics are computed in float32 in any case.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise a map [N, channels, H, W]; the shape stays the same."""
-        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+        """Normalise a map [N, channels, H, W]; shape and data type stay the same."""
+        if input.device.type != "cuda":
+            return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+        with torch.autocast("cuda", enabled=False):
+            if torch.compiler.is_compiling():
+                return group_norm_by_channels(input, self.num_groups, self.weight, self.bias, eps=self.eps)
+            weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+            return torch.group_norm(input, self.num_groups, weight, bias, self.eps)
+
+
+def group_norm_by_channels(x: Tensor, groups: int, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
+    """Compute a group norm from the statistics of every channel.
+
+    Compilers fuse it with the layers around it, and read and write maps in any memory format. The operator of torch
+    converts channels-last maps on GPUs.
+
+    Args:
+        x: map [N, channels, H, W].
+        groups: number of groups.
+        weight: [channels] factors.
+        bias: [channels] summands.
+        eps: epsilon.
+    """
+    variance, mean = torch.var_mean(x.float(), dim=(2, 3), correction=0)  # [N, channels]
+    variance, mean = (each.unflatten(1, (groups, -1)) for each in (variance, mean))
+    group_mean = mean.mean(dim=2, keepdim=True)
+    # Channels have equally many values: the variance of a group is the mean of theirs, plus that of their means.
+    group_variance = variance.mean(dim=2, keepdim=True) + (mean - group_mean).square().mean(dim=2, keepdim=True)
+    scale = (group_variance + eps).rsqrt() * weight.unflatten(0, (groups, -1))
+    shift = bias.unflatten(0, (groups, -1)) - group_mean * scale
+    scale, shift = (each.flatten(1)[:, :, None, None] for each in (scale, shift))
+    return (x * scale + shift).to(x.dtype)
 
 
 def group_norm(channels: int, *, eps: float = 1e-5, groups: int = 32) -> GroupNorm:

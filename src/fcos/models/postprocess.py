@@ -14,10 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..boxes import class_wise_nms, clip, limit_detections
+from ..boxes import GPU_TYPES, class_wise_nms, clip, limit_detections
 from ..choices import BoxConvention, EmptyBoxes, RankedBy, Score
 from ..structures import Instances
 from .anchors import BoxCoder, flatten_anchors
+
+_BOXES_PER_DETECTION = 4
+"""Number of candidates that suppression on a GPU looks at first, per detection that is needed."""
 
 
 def decode(points: Tensor, ltrb: Tensor) -> Tensor:
@@ -248,6 +251,39 @@ def suppress(candidates: Instances, options: Postprocess) -> Instances:
     kept = _suppress(candidates, options, limit=options.max_detections)
     detections = candidates[kept[_within_limit(candidates.scores[kept], options)]]
     return _clip_to_image(detections, options) if options.clip_after_nms else detections
+
+
+def suppress_images(candidates: Sequence[Instances], options: Postprocess, *, num_classes: int) -> list[Instances]:
+    """Select the detections among the candidates of several images, as `suppress` does for each.
+
+    On a GPU, one call serves all images.
+
+    Args:
+        candidates: candidates of N images without masks and keypoints, all on the same device.
+        options: options of suppression, limit and clipping.
+        num_classes: K; labels are smaller.
+    """
+    if len(candidates) < 2 or candidates[0].boxes.device.type not in GPU_TYPES:
+        return [suppress(image, options) for image in candidates]
+    # Work grows with the square of the number of boxes, and the best ones suffice in most images. Detections that tie
+    # with the last one may be among the others.
+    size = _BOXES_PER_DETECTION * max(options.max_detections, 0) if options.box_convention == "continuous" else 0
+    best = [image[image.scores.argsort(descending=True, stable=True)[:size]] if size else image for image in candidates]
+    together = Instances.concatenate(best)
+    lengths = torch.tensor([len(image) for image in best])
+    number = torch.arange(len(best)).repeat_interleave(lengths).to(together.labels.device)  # of the image
+    kept = _suppress(replace(together, labels=together.labels + number * num_classes), options)
+    kept = kept[number[kept].argsort(stable=True)]  # image by image, best first
+    counts = number[kept].bincount(minlength=len(best)).tolist()
+    results = []
+    for image, reduced, indices in zip(candidates, best, kept.split(counts), strict=True):
+        if len(reduced) < len(image) and len(indices) < options.max_detections:
+            results.append(suppress(image, options))
+            continue
+        found = replace(together[indices], size=image.size)
+        found = found[_within_limit(found.scores, options)]
+        results.append(_clip_to_image(found, options) if options.clip_after_nms else found)
+    return results
 
 
 def select_detections(candidates: Instances, options: Postprocess) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from .fpn import FPN
 from .layers import at_least_float32, build_tower, initialize_head, run_tower
 from .losses import RetinaNetLoss, retinanet_loss, retinanet_normalizers
 from .padded import Padded, suppress_padded
-from .postprocess import Postprocess, anchor_candidates, suppress
+from .postprocess import Postprocess, anchor_candidates, suppress, suppress_images
 from .top_k import top_anchor_candidates
 
 
@@ -102,6 +102,7 @@ class RetinaNet(DetectionModel):
     """
 
     compiled_parts = ("backbone", "fpn", "head")
+    has_fixed_sizes = True
     postprocess: Postprocess  # pyright: ignore[reportIncompatibleVariableOverride] (never None)
 
     def __init__(
@@ -165,7 +166,7 @@ class RetinaNet(DetectionModel):
     ) -> Losses:
         """Compute the losses (see `retinanet_loss`); `stats` counts the objects that are matched with no anchor."""
         maps = [(level.shape[-2], level.shape[-1]) for level in outputs.logits]
-        anchors = torch.cat(self.anchors.levels(maps, device=outputs.logits[0].device))  # [R, 4]
+        anchors = torch.cat(self._anchors(maps))  # [R, 4]
         assignment = assign_anchors(anchors, targets, self.matcher)
         logits, offsets = (
             torch.cat([flatten_anchors(level, self.anchors.num_anchors) for level in levels], dim=1)
@@ -178,7 +179,7 @@ class RetinaNet(DetectionModel):
 
     def loss_normalizers(self, targets: Sequence[Objects], size: tuple[int, int]) -> Tensor:
         """Compute the two denominators of the losses, see `losses.retinanet_normalizers`."""
-        anchors = torch.cat(self.anchors.levels(self.anchors.maps(size), device=self.device))
+        anchors = torch.cat(self._anchors(self.anchors.maps(size)))
         return retinanet_normalizers(assign_anchors(anchors, targets, self.matcher), self.loss)
 
     @torch.no_grad()
@@ -195,6 +196,10 @@ class RetinaNet(DetectionModel):
     def suppress(self, candidates: Instances) -> Instances:
         """Select the detections among the candidates of an image, see `postprocess.suppress`."""
         return suppress(candidates, self.postprocess)
+
+    def suppress_images(self, candidates: Sequence[Instances]) -> list[Instances]:
+        """Select the detections among the candidates of several images, see `postprocess.suppress_images`."""
+        return suppress_images(candidates, self.postprocess, num_classes=self.num_classes)
 
     def padded_candidates(self, outputs: RetinaNetOutputs, sizes: Tensor, *, score_threshold: Tensor | float) -> Padded:
         """Convert raw outputs to candidates in tensors of fixed size; see `DetectionModel.padded_candidates`."""
@@ -214,5 +219,9 @@ class RetinaNet(DetectionModel):
     def _grids(self, outputs: RetinaNetOutputs) -> tuple[list[Tensor], list[Tensor]]:
         """Return the anchors [H * W * A, 4] and locations [H * W, 2] of every level."""
         maps = [(level.shape[-2], level.shape[-1]) for level in outputs.logits]
-        device = outputs.logits[0].device
-        return self.anchors.levels(maps, device=device), self.anchors.locations(maps, device=device)
+        return self._anchors(maps), self.anchors.locations(maps, device=self.device)
+
+    def _anchors(self, maps: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Return the anchors of every level; those of a cell are on the model's device already."""
+        cells = [self.get_buffer(f"cell_anchors_{level}") for level in range(len(maps))]
+        return self.anchors.levels(maps, cells)

@@ -262,7 +262,7 @@ class RPN(nn.Module):
 
     def _anchors_of(self, outputs: RPNOutputs) -> list[Tensor]:
         maps = [(level.shape[-2], level.shape[-1]) for level in outputs.logits]
-        return self.anchors.levels(maps, device=outputs.logits[0].device)
+        return self.anchors.levels(maps, [self.get_buffer(f"cell_anchors_{level}") for level in range(len(maps))])
 
 
 class RPNDetector(DetectionModel):

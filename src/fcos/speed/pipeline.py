@@ -10,9 +10,10 @@ from functools import partial
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..choices import Precision
 from ..data.images import load_rgb
@@ -24,15 +25,14 @@ from ..inference.predictor import Detector
 from ..inference.resized import group_by_shape
 from ..inference.selection import Selection
 from ..models import DetectionModel
-from ..models.folding import BatchNormFolding
+from ..models.inference_copy import InferenceCopy, require_compiler
 from ..precision import autocast
 from ..structures import Instances
-from ..training.step import compile_modules, require_compiler
 
 PARTS: tuple[str, ...] = ("loading", "decoding", "resizing", "transfer", "model", "post-processing")
 """Parts of detection, in order: read the files; decode them; resize and pad the images; copy them to the device; run
 the network; select the detections and scale them to the original images. `model` of an exported file includes the
-selection, and that of a two-stage detector includes its proposals."""
+selection, that of a two-stage detector its proposals, and that of a replayed CUDA graph the candidates."""
 _RUNTIMES = {
     ".onnx": ("ONNX Runtime", "onnxruntime"),
     ".xml": ("OpenVINO", "openvino"),
@@ -104,10 +104,7 @@ class Pipeline:
         """
         config, thresholds, device = self.detector.config, self.detector.thresholds, self.model.device
         watch, results = Stopwatch(device), dict[int, Instances]()
-        hooks = [
-            self.model.register_forward_pre_hook(lambda *_: watch.enter("model")),
-            self.model.register_forward_hook(lambda *_: watch.enter("post-processing")),
-        ]
+        model = _timed(self.model, watch)
         limit = self.model.postprocess.max_detections if self.model.postprocess else 0
 
         def select(images: list[Instances]) -> list[Instances]:
@@ -115,27 +112,41 @@ class Pipeline:
 
         decode = partial(load_rgb, bit_depth=config.data.bit_depth)
         resize = self.detector.resize
-        try:
-            watch.enter("loading")
-            contents = [file.read_bytes() for file in files]
-            watch.enter("decoding")
-            pictures = [read_image(BytesIO(content), decode, max_pixels=config.data.max_pixels) for content in contents]
+        watch.enter("loading")
+        contents = [file.read_bytes() for file in files]
+        watch.enter("decoding")
+        pictures = [read_image(BytesIO(content), decode, max_pixels=config.data.max_pixels) for content in contents]
+        watch.enter("resizing")
+        resized = [resize(picture) for picture in pictures]
+        for members in group_by_shape(resized):
             watch.enter("resizing")
-            resized = [resize(picture) for picture in pictures]
-            for members in group_by_shape(resized):
-                watch.enter("resizing")
-                images = [resized[i].views for i in members]
-                padded = pad_views(images, resize.transforms, size_divisor=resize.size_divisor)
-                watch.enter("transfer")
-                views = [view.to(device) for view in padded]
-                with autocast(device, self.precision):
-                    found = detect_on_originals(self.model, views, [resized[i].size for i in members], select=select)
-                results |= zip(members, found, strict=True)
-            watch.enter("")
-        finally:
-            for hook in hooks:
-                hook.remove()
+            images = [resized[i].views for i in members]
+            padded = pad_views(images, resize.transforms, size_divisor=resize.size_divisor)
+            watch.enter("transfer")
+            views = [view.to(device) for view in padded]
+            with autocast(device, self.precision):
+                found = detect_on_originals(model, views, [resized[i].size for i in members], select=select)
+            results |= zip(members, found, strict=True)
+        watch.enter("")
         return watch.seconds, [results[i] for i in range(len(files))]
+
+
+def _timed(model: DetectionModel, watch: Stopwatch) -> DetectionModel:
+    """Return a copy of a detector, with the same modules, that enters the parts `model` and `post-processing`."""
+    timed = copy.copy(model)
+
+    def run(images: Tensor, sizes: Tensor) -> tuple[Any, list[Instances]]:
+        watch.enter("model")
+        found = type(model).outputs_and_candidates(timed, images, sizes)
+        watch.enter("post-processing")
+        return found
+
+    def decode(outputs: Any, sizes: Tensor) -> list[Instances]:
+        watch.enter("post-processing")
+        return type(model).decode(timed, outputs, sizes)
+
+    timed.outputs_and_candidates, timed.decode = run, decode
+    return timed
 
 
 def build_pipelines(
@@ -160,14 +171,12 @@ def build_pipelines(
         variants = [Variant(name, runtime, batch, "exported", False) for batch in batches]
         return [Pipeline(variant, detector, detector.model, "float32") for variant in variants]
     if compiled:
-        require_compiler(detector.device)
+        require_compiler(detector.device, option="--compile")
     pipelines = []
     for is_compiled in (False, True) if compiled else (False,):
         for precision in precisions:
-            model = BatchNormFolding()(detector.model)
-            if is_compiled:
-                model = copy.deepcopy(model)
-                compile_modules(model)
+            with autocast(detector.device, precision):
+                model = InferenceCopy(compiled=is_compiled)(detector.model)
             for batch in batches:
                 variant = Variant(name, f"PyTorch {version('torch')}", batch, precision, is_compiled)
                 pipelines.append(Pipeline(variant, detector, model, precision))

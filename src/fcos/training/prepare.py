@@ -29,6 +29,7 @@ from ..evaluation.evaluate import check_keypoints, metric_names, warn_of_crowded
 from ..interop.checkpoints import load_checkpoint
 from ..models import DetectionModel, build_model
 from ..models.backbones import license_warning
+from ..models.inference_copy import require_compiler
 from ..models.layers import with_gpu_batch_norm
 from .budget import IterationLength, Length, TimeLength
 from .elastic import remember
@@ -38,7 +39,7 @@ from .optim import freeze_parameters, parameter_settings
 from .original_run import find_resume_point, restore
 from .run import Run
 from .start import start_from
-from .step import count_micro_batches, require_compiler
+from .step import count_micro_batches
 
 _train_calls = itertools.count()
 """Counter of the `train` calls of this process. It identifies a run across restarts by the elastic launcher."""
@@ -148,7 +149,7 @@ def _check_options(config: Config, model: DetectionModel, train_data: Annotation
         hint = suggest(metric, metrics)
         raise ConfigError(f"train.best_metric={metric}: no such metric{hint}; known: {', '.join(metrics)}")
     if config.train.compile:
-        require_compiler(model.device)
+        require_compiler(model.device, option="train.compile")
     try_user_transform(config, train_data)
 
 

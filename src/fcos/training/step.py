@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -24,6 +22,7 @@ from ..errors import ConfigError, TrainingError
 from ..masks import Masks
 from ..models import DetectionModel
 from ..models.folding import fold_frozen_stages
+from ..models.inference_copy import compile_modules
 from ..precision import autocast
 from ..structures import Batch, Losses, Objects
 from .diagnosis import explain_non_finite
@@ -32,26 +31,6 @@ from .run import Run, StopRequest
 
 MAX_SKIPS = 10
 """Number of consecutive skipped steps (non-finite loss or gradients) that ends a run even with `on_nonfinite=skip`."""
-
-
-def require_compiler(device: torch.device) -> None:
-    """Check that torch.compile finds the C++ compiler that it needs on the CPU.
-
-    Raises:
-        ConfigError: the device is the CPU and no C++ compiler is installed.
-    """
-    compiler = os.environ.get("CXX", "g++")
-    if device.type == "cpu" and shutil.which(compiler) is None:
-        raise ConfigError(
-            f"train.compile: torch.compile needs a C++ compiler on the CPU, but {compiler} was not found; install one"
-            " (apt-get install g++), set CXX, or remove the option"
-        )
-
-
-def compile_modules(model: DetectionModel) -> None:
-    """Compile the modules in `compiled_parts` (not the losses) with torch.compile, each at its first call."""
-    for path in model.compiled_parts:
-        model.get_submodule(path).compile()
 
 
 def count_micro_batches(model: DetectionModel, config: Config, *, most_boxes: int) -> int:
