@@ -98,7 +98,7 @@ def test_candidates_wait_once_for_the_whole_batch(name: str, monkeypatch: pytest
 @pytest.mark.parametrize("name", ["fcos", "retinanet"])
 def test_cuda_graphs_can_contain_the_network_and_the_candidates(name: str) -> None:
     """A graph can contain no waits, and no copies from the CPU."""
-    model = build_model(tiny_config(name=name).model, num_classes=3, pretrained=False).eval()
+    model = build_model(tiny_config(name=name, score_threshold=0.001).model, num_classes=3, pretrained=False).eval()
     assert model.has_fixed_sizes
     images = torch.randint(0, 256, (3, 3, 96, 128), dtype=torch.uint8)
     with DeviceWaits() as waits, torch.no_grad():
