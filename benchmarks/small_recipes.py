@@ -58,7 +58,8 @@ def training_step(config: fcos.Config) -> Job:
     model = build_model(config.model, num_classes=CLASSES, pretrained=False)
     model = model.to(memory_format=torch.channels_last).train()
     trained = fold_frozen_stages(model) if config.train.fold_frozen else model
-    optimizer, average = build_optimizer(model, config.train), WeightAverage(model, config.train.ema or 0.998)
+    optimizer = build_optimizer(model, config.train)
+    average = WeightAverage(model, config.train.ema or 0.998, statistics=config.train.ema_statistics)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     images = torch.randint(0, 256, (BATCH, 3, 320, 448), dtype=torch.uint8)
     images = images.contiguous(memory_format=torch.channels_last)

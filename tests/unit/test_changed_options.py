@@ -44,6 +44,11 @@ CHANGES: dict[str, tuple[list[str], list[str], list[str]]] = {
         ["train.schedule=cosine", "train.gamma=0.3"],
         ["train.schedule: multistep -> cosine"],
     ),
+    "averages of batch-norm statistics": (
+        ["train.ema=0.9"],  # as in configs of earlier versions
+        ["train.ema=0.9", "train.ema_statistics=same_age"],
+        ["train.ema_statistics: same_decay -> same_age"],
+    ),
     "unused options": (
         ["train.warmup=none", "train.optimizer=adamw", "data.short_side_range=[600,800]"],
         [
@@ -51,6 +56,7 @@ CHANGES: dict[str, tuple[list[str], list[str], list[str]]] = {
             "train.warmup_iterations=7",
             "train.optimizer=adamw",
             "train.momentum=0.5",
+            "train.ema_statistics=same_age",
             "data.short_side_range=[600,800]",
             "data.short_side=[500]",
             "eval.scales_flip=true",

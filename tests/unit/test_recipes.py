@@ -18,7 +18,7 @@ from fcos.errors import ConfigError
 from fcos.interop.checkpoints import from_content
 from fcos.models.backbones import BACKBONES
 from fcos.models.fcos import FCOS
-from fcos.recipes import RECIPES, load_config
+from fcos.recipes import RECIPES, load_config, recipe_names
 from fcos.training.loop import train
 
 REAL_TIME = {
@@ -65,6 +65,11 @@ def test_recipe_trains_for_two_iterations(recipe: str, data: Path, tmp_path: Pat
     result = train(config)
     assert (result.run / "weights/best.pt").is_file()
     assert "AP" in result.metrics
+
+
+def test_recipes_with_a_weight_average_select_statistics_of_its_age() -> None:
+    settings = [load_config(name).train for name in recipe_names()]
+    assert {train.ema_statistics for train in settings if train.ema} == {"same_age"}
 
 
 @pytest.mark.parametrize(("recipe", "recorded"), REAL_TIME.items())

@@ -67,6 +67,19 @@ def test_run_folder_contains_all_results(configure: Callable[..., Config], tmp_p
     assert load_config(run / "config.yaml").to_dict() == best.config
 
 
+@pytest.mark.parametrize(("options", "copies_statistics"), [({}, False), ({"ema_statistics": "same_age"}, True)])
+def test_first_averages_of_statistics_are_copies_only_with_the_option(
+    configure: Callable[..., Config], tmp_path: Path, options: dict[str, Any], copies_statistics: bool
+) -> None:
+    backbone = {"name": "mobilenet_v2", "weights": None, "norm": "bn"}
+    train(configure(model={"backbone": backbone}, ema=0.9, **options))
+    last = torch.load(tmp_path / "run/weights/last.pt", weights_only=True)
+    averaged, latest = last["model"], last["training"]["weights"]
+    names = [name for name in averaged if name.endswith(("running_mean", "running_var"))]
+    assert all(torch.equal(averaged[name], latest[name]) for name in names) == copies_statistics
+    assert not torch.equal(averaged["fpn.output.0.weight"], latest["fpn.output.0.weight"])
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -110,7 +110,7 @@ def test_weight_average_adapts_faster_at_first() -> None:
     assert not any(p.requires_grad for p in average.model.parameters())
 
 
-def test_weight_average_includes_statistics_and_copies_counters() -> None:
+def test_statistics_have_the_decay_of_the_weights_by_default_and_counters_are_copied() -> None:
     model = nn.BatchNorm1d(2)
     average = WeightAverage(model, decay=0.5)
     model(torch.randn(8, 2) + 5)
@@ -118,6 +118,30 @@ def test_weight_average_includes_statistics_and_copies_counters() -> None:
     ours, theirs = average.model.state_dict(), model.state_dict()
     torch.testing.assert_close(ours["running_mean"], 0.9 * theirs["running_mean"])  # first decay: 0.1
     assert ours["num_batches_tracked"] == theirs["num_batches_tracked"] == 1
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.03])
+def test_averaged_statistics_are_as_old_as_the_averaged_weights(momentum: float) -> None:
+    model = nn.BatchNorm1d(1, momentum=momentum).double()
+    average = WeightAverage(model, decay=0.99, statistics="same_age")
+    for step in range(3000):
+        nn.init.constant_(model.weight, step)
+        model(torch.full((2, 1), step, dtype=torch.float64))
+        average.update(model)
+    averaged = average.model.state_dict()
+    assert averaged["weight"].item() == pytest.approx(2999 - 99, abs=0.01)
+    assert averaged["running_mean"].item() == pytest.approx(2999 - 99, abs=0.01)
+    assert averaged["num_batches_tracked"] == 3000
+
+
+def test_statistics_are_copied_while_their_average_is_longer_than_that_of_the_weights() -> None:
+    model = nn.BatchNorm1d(2)
+    average = WeightAverage(model, decay=0.5, statistics="same_age")
+    for _ in range(20):
+        model(torch.randn(8, 2) + 5)
+        average.update(model)
+        averaged, latest = average.model.state_dict(), model.state_dict()
+        assert all(torch.equal(averaged[name], latest[name]) for name in latest if name != "weight")
 
 
 def test_weight_average_does_not_change_the_model() -> None:

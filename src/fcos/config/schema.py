@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..choices import Cache, Decode, Precision, Resize, YoloRows
+from ..choices import AveragedStatistics, Cache, Decode, Precision, Resize, YoloRows
 from ..extensions import FUNCTION
 from ..files import MAX_NAME_BYTES, find_long_name
 from ..formatting import quote
@@ -281,6 +281,10 @@ class TrainConfig(_Section):
     """Maximum total gradient norm for gradient clipping; null: no clipping."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay per step of an exponential moving average of the weights, which is evaluated and saved; null: no EMA."""
+    ema_statistics: AveragedStatistics = option("same_decay", needs="ema")
+    """EMA of the running statistics of batch norm, which are averages already: with the `same_decay` as that of the
+    weights, so that they are older than the averaged weights, or over fewer steps, so that they have the `same_age`,
+    which gives a higher AP in short runs."""
     precision: Precision = "float32"
     """Precision of backbone and head (autocast); losses and boxes stay in float32. `float16` uses loss scaling."""
     compile: bool = False

@@ -14,9 +14,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ..choices import AveragedStatistics
 from ..config import TrainConfig
 from ..errors import ConfigError
 from ..models.layers import freeze
@@ -161,22 +163,48 @@ class WeightAverage:
     """Exponential moving average (EMA) of a model's weights, kept in a copy of the model.
 
     The decay in update t (from 0) is min(decay, (1 + t) / (10 + t)), so that the random initial weights soon lose their
-    influence. Batch-norm statistics are averaged like the weights; integer buffers are copied.
+    influence. Integer buffers are copied.
+
+    The running statistics of batch norm are already averages over about 1 / momentum steps. With `same_decay`, they are
+    averaged like the weights and are therefore older than these, which costs much AP in short runs. With `same_age`,
+    they are averaged over as many steps less, so that on average they are as old as the weights. While the average of
+    the weights is the shorter one, the statistics are copied.
+
+    Args:
+        model: model on its device.
+        decay: decay per step, in (0, 1).
+        statistics: average of the running statistics.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, *, statistics: AveragedStatistics = "same_decay") -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
         self.updates = 0
+        self._ages = {  # of the running statistics, in steps
+            f"{path}.{name}".lstrip("."): 1 / module.momentum - 1
+            for path, module in self.model.named_modules()
+            if statistics == "same_age" and isinstance(module, _BatchNorm) and module.momentum
+            for name in ("running_mean", "running_var")
+        }
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Update the average with the model's weights after a step."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
-        averaged, latest = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
-        get_ema_multi_avg_fn(decay)(averaged, latest, self.updates)
-        for average, value in pairs:
-            if not average.is_floating_point():
-                average.copy_(value)
+        groups: dict[float, tuple[list[Tensor], list[Tensor]]] = {}  # averaged and latest tensors by decay
+        for (name, average), latest in zip(self.model.state_dict().items(), model.state_dict().values(), strict=True):
+            if average.is_floating_point():
+                age = self._ages.get(name)
+                averages, values = groups.setdefault(_shorten(decay, age) if age else decay, ([], []))
+                averages.append(average)
+                values.append(latest)
+            else:
+                average.copy_(latest)
+        for group_decay, (averages, values) in groups.items():
+            get_ema_multi_avg_fn(group_decay)(averages, values, self.updates)
+
+
+def _shorten(decay: float, steps: float) -> float:
+    """Return the decay of an average over fewer steps: 1 / (1 - decay) - `steps`, but at least 1."""
+    return 1 - 1 / max(1 / (1 - decay) - steps, 1.0)

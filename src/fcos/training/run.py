@@ -71,7 +71,9 @@ class Run:
         self.val_data = val_data
         self.optimizer = build_optimizer(model, config.train)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.train.precision == "float16")
-        self.average = WeightAverage(model, config.train.ema) if config.train.ema else None
+        self.average = None
+        if config.train.ema:
+            self.average = WeightAverage(model, config.train.ema, statistics=config.train.ema_statistics)
         self.state = TrainState()
         self.unlogged: list[tuple[TrainingProgress, Step]] = []
         self._saver = Saver(
