@@ -22,6 +22,8 @@ from .output import drop_unwritable_output
 from .recipes import is_recipe, load_config, warn_of_unused_details
 
 if TYPE_CHECKING:
+    import torch
+
     from .data.dataset import Annotations
     from .data.source import Split
     from .evaluation.evaluate import Evaluation
@@ -86,10 +88,9 @@ def load(
 
 def to_detector(restored: RestoredDetector, device: str | None = None) -> Detector:
     """Build the detector of restored weights; `device` None: that of the config."""
-    from .distributed import resolve_device
     from .inference.predictor import Detector
 
-    target_device = resolve_device(restored.config.device if device is None else device)
+    target_device = _find_device(restored.config, device)
     keep_freed_memory(target_device)
     ids = restored.checkpoint.category_ids
     return Detector(
@@ -103,14 +104,25 @@ def to_detector(restored: RestoredDetector, device: str | None = None) -> Detect
     )
 
 
+def _find_device(config: Config, device: str | None = None) -> torch.device:
+    """Return a device, None: that of the config, or raise ConfigError if it does not exist or cannot compile."""
+    from .distributed import resolve_device
+
+    found = resolve_device(config.device if device is None else device)
+    if config.eval.compile:
+        from .models.inference_copy import require_compiler
+
+        require_compiler(found, option="eval.compile")
+    return found
+
+
 def _build_untrained(config: Config, device: str | None) -> Detector:
     import torch
 
-    from .distributed import resolve_device
     from .inference.predictor import Detector
     from .models import build_model
 
-    target_device = resolve_device(config.device if device is None else device)
+    target_device = _find_device(config, device)
     model = build_model(config.model, num_classes=config.model.num_classes or _NUM_COCO_CLASSES)
     return Detector(model.to(target_device).to(memory_format=torch.channels_last), config, is_trained=False)
 
@@ -210,7 +222,6 @@ def evaluate(
             missing.
     """
     from .data.workers import limit_workers
-    from .distributed import resolve_device
     from .evaluation.evaluate import evaluate as run
     from .evaluation.evaluate import warn_of_crowded_images
     from .restore import restore_detector
@@ -219,7 +230,7 @@ def evaluate(
     if split not in ("train", "val", "test"):
         raise ConfigError(f"split: expected train, val or test, found {quote(split)}")
     restored = restore_detector(weights, overrides, config, use="an evaluation")
-    resolved, device = restored.config, resolve_device(restored.config.device)
+    resolved, device = restored.config, _find_device(restored.config)
     keep_freed_memory(device)
     warn_of_unused_details(resolved, overrides)
     if not any(text.startswith(("data=", "data.root=", f"data.{split}.")) for text in overrides):

@@ -63,7 +63,7 @@ class CudaGraphs:
         if not self._works or num_pixels > MAX_PIXELS:
             return None
         key = (options, images.shape, images.dtype, torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
-        with self._lock:
+        with self._lock, torch.cuda.device(images.device):
             if key not in self._graphs:
                 self._graphs[key] = None
                 self._graphs = OrderedDict(list(self._graphs.items())[-_MAX_GRAPHS:])

@@ -103,22 +103,19 @@ class InferenceCopy:
 
     def _replacements(self, model: DetectionModel) -> dict[str, nn.Module]:
         """Return the modules that replace those of a detector, by their names."""
-        names = [name for name in ("backbone", "fpn", "head") if name in model._modules]
-        found: dict[str, nn.Module | None] = {
-            name: fold_batch_norms(part, like=model.pixel_mean) if name == "backbone" else fold_sequences(part)
-            for name, part in model.named_children()
-            if name in names
-        }
-        kind = model.device.type
-        if kind == "cuda" and torch.is_autocast_enabled(kind):
-            for name in names:
-                part = found[name] or model.get_submodule(name)
-                if not any(num_hooks(module) or is_compiled(module) for module in part.modules()):
-                    found[name] = with_weights_in(part, torch.get_autocast_dtype(kind))
-        modules = {name: part for name, part in found.items() if part is not None}
+        kind, modules = model.device.type, dict[str, nn.Module]()
+        has_half_weights = kind == "cuda" and torch.is_autocast_enabled(kind)
+        for name in ("backbone", "fpn", "head"):
+            part = model._modules.get(name)
+            if part is None:
+                continue
+            changed = fold_batch_norms(part, like=model.pixel_mean) if name == "backbone" else fold_sequences(part)
+            if has_half_weights and not any(num_hooks(module) or is_compiled(module) for module in part.modules()):
+                changed = with_weights_in(part if changed is None else changed, torch.get_autocast_dtype(kind))
+            if changed is not None:
+                modules[name] = changed
         if not self.compiled or any(map(is_compiled, model.modules())):
             return modules
-        require_compiler(model.device, option="eval.compile")
         compiled = copy_sharing_tensors(with_modules(model, modules))
         compile_modules(compiled)
         return {name: part for name, part in compiled._modules.items() if part is not None}
