@@ -162,11 +162,14 @@ def _restore_exported(
     model = load_exported(path)
     metadata = model.metadata
     tree = metadata.config.to_dict()
+    tree["eval"]["compile"] = False  # concerns PyTorch only
     keys = [text.partition("=")[0] for text in overrides]
     if any(key == "data" or key.startswith(tuple(f"data.{name}" for name in _LOCATION)) for key in keys):
         tree["data"] = {key: value for key, value in tree["data"].items() if key not in DATA_SET_OPTIONS}
     apply_overrides(tree, overrides)
     resolved = validate(tree, where=f"{path}, config")
+    if resolved.eval.compile:
+        raise ConfigError(f"eval.compile: {path} is an exported file, which torch.compile cannot compile; remove it")
     warn_of_idle_options(resolved, overrides)
     changed = {key: new for key, _, new in changes(metadata.config, resolved) if not is_among(key, _UNRELATED)}
     checkpoint = Checkpoint(

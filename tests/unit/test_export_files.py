@@ -331,11 +331,23 @@ def test_exported_file_is_not_exported_again(exported: Path, tmp_path: Path) -> 
         (["model.nms_threshold=0.5"], r"model\.nms_threshold=0\.5: .* was exported with other values"),
         (["data.size_divisor=64"], "export it again"),
         (["train.lr=1"], "no effect on predictions"),
+        (["eval.compile=true"], "exported file, which torch.compile cannot compile"),
     ],
 )
 def test_options_that_a_file_contains_cannot_change(exported: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         fcos.load(exported, *overrides)
+
+
+def test_exported_file_of_a_compiled_detector_needs_no_compiler(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = Detector(
+        detector.model, validate({**detector.config.to_dict(), "eval": {"compile": True}}, where="test")
+    )
+    file = compiled.export(tmp_path / "model.onnx").path
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not fcos.load(file).config.eval.compile
 
 
 def test_test_time_augmentation_needs_the_weights(exported: Path) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from fcos import Detector, cli
 from fcos.checkpoint import save_checkpoint
 from fcos.models import build_model
-from fcos.models.inference_copy import InferenceCopy, with_weights_in
+from fcos.models.inference_copy import InferenceCopy, can_run, with_weights_in
 
 
 def detector_with(**options: object) -> Detector:
@@ -81,6 +81,37 @@ def test_convolutions_have_half_precision_weights(part: str) -> None:
         assert dtype == (torch.bfloat16 if is_half else before[name].dtype), name
     assert torch.bfloat16 in types.values()
     assert all(value.equal(original.state_dict()[name]) for name, value in before.items())
+
+
+class Float32Stem(nn.Module):
+    """Backbone with a convolution that is computed in float32 under autocast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        with torch.autocast("cpu", enabled=False):
+            x = self.stem(x.float())
+        return {"C3": self.conv(x)}
+
+
+def test_backbone_that_leaves_autocast_cannot_run_with_half_precision_weights() -> None:
+    backbone, like = Float32Stem().eval(), torch.zeros(1)
+    ours = tiny_model(tiny_config()).get_submodule("backbone").eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert can_run(backbone, like=like)
+        assert not can_run(with_weights_in(backbone, torch.bfloat16), like=like)
+        assert can_run(with_weights_in(ours, torch.bfloat16), like=like)
+
+
+def test_replaced_pixel_statistics_are_noticed() -> None:
+    """A CUDA graph reads the previous ones."""
+    detector, copies = detector_with(), InferenceCopy()
+    first = copies(detector.model).backbone
+    assert copies(detector.model).backbone is first
+    detector.model.pixel_mean = detector.model.pixel_mean + 1
+    assert copies(detector.model).backbone is not first
 
 
 def test_replaced_modules_are_made_for_the_precision_of_the_call() -> None:

@@ -60,7 +60,7 @@ TRAINING_OPTIONS = (
     *("data.group_by_aspect", "data.keypoint_pairs", "data.cache", "data.decode"),
 )
 """Options and sections, except `model`, that only affect training."""
-SPEED_OPTIONS = ("device", "data.workers", "eval.batch_size")
+SPEED_OPTIONS = ("device", "data.workers", "eval.batch_size", "eval.compile")
 """Options that affect the speed of a detector, but not its results."""
 
 

@@ -39,13 +39,14 @@ class _Graph:
 class CudaGraphs:
     """CUDA graphs of a function from images to candidates, one for each shape and set of options.
 
-    A graph is captured at the second batch of a shape, and replayed from the third one on. The function must not depend
-    on anything else than its arguments and tensors that stay where they are.
+    A graph is captured at the second batch of a shape, and replayed for it and all later ones. The function must not
+    depend on anything else than its arguments and tensors that stay where they are. All images are on one device.
     """
 
     def __init__(self):
         self._lock = Lock()  # a graph has one set of input and output tensors
         self._graphs: OrderedDict[Hashable, _Graph | None] = OrderedDict()
+        self._stream: torch.cuda.Stream | None = None  # of all captures, which share memory only on the same one
         self._works = True
 
     def run(
@@ -90,7 +91,9 @@ class CudaGraphs:
         others = [graph for graph in self._graphs.values() if graph is not None]
         pool = others[0].graph.pool() if others else None
         graph = torch.cuda.CUDAGraph()
+        if self._stream is None:  # the default one of torch belongs to the device of the first capture in the process
+            self._stream = torch.cuda.Stream(images.device)
         # Other threads, which copy the next images, may use the GPU meanwhile.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
             candidates = function(images, sizes)
         return _Graph(graph, images, sizes, candidates)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -87,6 +88,7 @@ class InferenceCopy:
         kind = model.device.type
         state = [torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)]
         state += [item for part in model.children() for item in _state(part)]
+        state += _versions(model.buffers(recurse=False))  # CUDA graphs read them where they are
         if state != self._state:
             self._modules = self._replacements(model)
             is_observed = any(map(num_hooks, model.modules()))
@@ -94,7 +96,7 @@ class InferenceCopy:
             self._cuda_graphs = CudaGraphs() if can_replay else None
             self._state = state  # last, for other threads
             # While they exist, no others have their ids.
-            self._tensors = [tensor for part in model.children() for tensor in chain(part.parameters(), part.buffers())]
+            self._tensors = [*model.parameters(), *model.buffers()]
         if not self._modules and self._cuda_graphs is None:
             return model
         result = with_modules(model, self._modules)
@@ -111,7 +113,9 @@ class InferenceCopy:
                 continue
             changed = fold_batch_norms(part, like=model.pixel_mean) if name == "backbone" else fold_sequences(part)
             if has_half_weights and not any(num_hooks(module) or is_compiled(module) for module in part.modules()):
-                changed = with_weights_in(part if changed is None else changed, torch.get_autocast_dtype(kind))
+                half = with_weights_in(part if changed is None else changed, torch.get_autocast_dtype(kind))
+                if name != "backbone" or can_run(half, like=model.pixel_mean):
+                    changed = half
             if changed is not None:
                 modules[name] = changed
         if not self.compiled or any(map(is_compiled, model.modules())):
@@ -140,11 +144,33 @@ def with_weights_in(part: nn.Module, dtype: torch.dtype) -> nn.Module:
     return part
 
 
+def can_run(backbone: nn.Module, *, like: Tensor) -> bool:
+    """Return whether a backbone runs on an image of 64x64 pixels, in the autocast context of the call.
+
+    A user's backbone whose convolutions have half-precision weights does not if it leaves autocast.
+
+    Args:
+        backbone: a `Backbone` in evaluation mode.
+        like: tensor with the device and the data type of its input.
+    """
+    with torch.inference_mode():
+        try:
+            backbone(like.new_zeros(1, 3, 64, 64))
+        except Exception:  # a user's backbone can raise anything
+            return False
+    return True
+
+
 def _state(part: nn.Module) -> list[Any]:
     """Return everything that a changed module depends on; equal lists mean that it need not be changed again."""
     state: list[Any] = []
     for module in part.modules():
         state += module, module.training, num_hooks(module), is_compiled(module), getattr(module, "eps", None)
-    for tensor in chain(part.parameters(), part.buffers()):
+    return state + _versions(chain(part.parameters(), part.buffers()))
+
+
+def _versions(tensors: Iterable[Tensor]) -> list[Any]:
+    state: list[Any] = []
+    for tensor in tensors:
         state += id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
     return state
