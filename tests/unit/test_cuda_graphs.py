@@ -58,3 +58,29 @@ def test_all_captures_use_one_stream_of_the_device(captures: list[dict[str, Any]
         assert graphs.run(candidates, images, SIZES, options=None) is not None
     assert [each["stream"] for each in captures] == [("stream", torch.device("cpu"))] * 2
     assert [each["pool"] for each in captures] == [None, "memory"]
+
+
+def test_first_shapes_that_occur_twice_get_graphs(captures: list[dict[str, Any]]) -> None:
+    graphs = CudaGraphs()
+    sides = [8 * number for number in range(1, 31)]
+    for _ in range(3):
+        for side in sides:
+            graphs.run(candidates, torch.ones(1, 3, side, 8), SIZES, options=None)
+    assert len(captures) == 16
+    replayed = [graphs.run(candidates, torch.ones(1, 3, side, 8), SIZES, options=None) is not None for side in sides]
+    assert replayed == [True] * 16 + [False] * 14
+    large = torch.ones(1, 3, 2049, 1024)
+    assert [graphs.run(candidates, large, SIZES, options=None) for _ in range(3)] == [None] * 3
+
+
+def test_failed_capture_is_not_repeated(captures: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    restored = []
+    monkeypatch.setattr(torch.cuda, "set_stream", restored.append)
+
+    def wait(images: Tensor, sizes: Tensor) -> Padded:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    graphs, images = CudaGraphs(), torch.ones(1, 3, 8, 8)
+    assert [graphs.run(wait, images, SIZES, options=None) for _ in range(4)] == [None] * 4
+    assert len(captures) == 1
+    assert restored == [None]  # the stream before the capture

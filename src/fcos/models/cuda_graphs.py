@@ -7,7 +7,6 @@ graph contains all of them and is launched once.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from threading import Lock
@@ -23,7 +22,7 @@ log = logging.getLogger(__name__)
 MAX_PIXELS = 1 << 21
 """Largest number of pixels of a batch; larger ones keep a GPU busy for longer than their launch takes."""
 _MAX_GRAPHS = 16
-"""Number of graphs that are kept. All share the memory of the largest."""
+"""Largest number of graphs. All share the memory of the largest."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,15 @@ class _Graph:
 class CudaGraphs:
     """CUDA graphs of a function from images to candidates, one for each shape and set of options.
 
-    A graph is captured at the second batch of a shape, and replayed for it and all later ones. The function must not
-    depend on anything else than its arguments and tensors that stay where they are. All images are on one device.
+    A graph is captured at the second batch of a shape, and replayed for it and all later ones, until there are enough
+    graphs. The function must not depend on anything else than its arguments and tensors that stay where they are. All
+    images are on one device.
     """
 
     def __init__(self):
         self._lock = Lock()  # a graph has one set of input and output tensors
-        self._graphs: OrderedDict[Hashable, _Graph | None] = OrderedDict()
+        self._graphs: dict[Hashable, _Graph] = {}
+        self._seen: set[Hashable] = set()
         self._stream: torch.cuda.Stream | None = None  # of all captures, which share memory only on the same one
         self._works = True
 
@@ -65,13 +66,11 @@ class CudaGraphs:
             return None
         key = (options, images.shape, images.dtype, torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
         with self._lock, torch.cuda.device(images.device):
-            if key not in self._graphs:
-                self._graphs[key] = None
-                self._graphs = OrderedDict(list(self._graphs.items())[-_MAX_GRAPHS:])
-                return None
-            self._graphs.move_to_end(key)
-            graph = self._graphs[key]
+            graph = self._graphs.get(key)
             if graph is None:
+                if key not in self._seen or len(self._graphs) == _MAX_GRAPHS:
+                    self._seen.add(key)
+                    return None
                 stream = torch.cuda.current_stream()
                 try:
                     graph = self._graphs[key] = self._capture(function, images, sizes)
@@ -88,8 +87,8 @@ class CudaGraphs:
 
     def _capture(self, function: Callable[[Tensor, Tensor], Padded], images: Tensor, sizes: Tensor) -> _Graph:
         images, sizes = images.clone(), sizes.clone()
-        others = [graph for graph in self._graphs.values() if graph is not None]
-        pool = others[0].graph.pool() if others else None
+        first = next(iter(self._graphs.values()), None)
+        pool = None if first is None else first.graph.pool()
         graph = torch.cuda.CUDAGraph()
         if self._stream is None:  # the default one of torch belongs to the device of the first capture in the process
             self._stream = torch.cuda.Stream(images.device)

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,22 @@ def compile_modules(model: DetectionModel) -> None:
         model.get_submodule(path).compile()
 
 
+class _Kept(NamedTuple):
+    """What a call makes for the next ones.
+
+    Attributes:
+        state: everything that it depends on.
+        modules: modules that replace those of the detector, by their names.
+        cuda_graphs: graphs of the detector with these modules.
+        tensors: tensors of the detector. While they exist, no others have their ids.
+    """
+
+    state: list[Any]
+    modules: dict[str, nn.Module]
+    cuda_graphs: CudaGraphs | None
+    tensors: list[Tensor]
+
+
 class InferenceCopy:
     """Copy of a detector for inference.
 
@@ -64,10 +80,7 @@ class InferenceCopy:
 
     def __init__(self, *, compiled: bool = False):
         self.compiled = compiled
-        self._state: list[Any] = []
-        self._tensors: list[Tensor] = []
-        self._modules: dict[str, nn.Module] = {}  # those that replace modules of the detector, by their names
-        self._cuda_graphs: CudaGraphs | None = None
+        self._kept = _Kept([], {}, None, [])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _create, (self.compiled,)
@@ -89,18 +102,17 @@ class InferenceCopy:
         state = [torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)]
         state += [item for part in model.children() for item in _state(part)]
         state += _versions(model.buffers(recurse=False))  # CUDA graphs read them where they are
-        if state != self._state:
-            self._modules = self._replacements(model)
+        kept = self._kept
+        if state != kept.state:
             is_observed = any(map(num_hooks, model.modules()))
             can_replay = kind == "cuda" and model.has_fixed_sizes and not is_observed
-            self._cuda_graphs = CudaGraphs() if can_replay else None
-            self._state = state  # last, for other threads
-            # While they exist, no others have their ids.
-            self._tensors = [*model.parameters(), *model.buffers()]
-        if not self._modules and self._cuda_graphs is None:
+            graphs = CudaGraphs() if can_replay else None
+            tensors = [*model.parameters(), *model.buffers()]
+            kept = self._kept = _Kept(state, self._replacements(model), graphs, tensors)  # at once, for other threads
+        if not kept.modules and kept.cuda_graphs is None:
             return model
-        result = with_modules(model, self._modules)
-        result.cuda_graphs = self._cuda_graphs
+        result = with_modules(model, kept.modules)
+        result.cuda_graphs = kept.cuda_graphs
         return result
 
     def _replacements(self, model: DetectionModel) -> dict[str, nn.Module]:
@@ -132,13 +144,14 @@ def _create(compiled: bool) -> InferenceCopy:
 def with_weights_in(part: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return a copy of a part of a detector whose convolutions have weights of a data type, for autocast.
 
-    Modulated convolutions keep theirs, because their operator does not take part in autocast.
+    Modulated convolutions keep theirs, because their operator does not take part in autocast, and so do subclasses of
+    `nn.Conv2d`, which may compute with their weights.
     """
     part = copy_sharing_tensors(part)
     excluded = {module.conv for module in part.modules() if isinstance(module, DeformConv)}
     with torch.inference_mode(False), torch.no_grad():
         for module in part.modules():
-            if isinstance(module, nn.Conv2d) and module not in excluded:
+            if type(module) is nn.Conv2d and module not in excluded:
                 for name, parameter in list(module.named_parameters(recurse=False)):
                     setattr(module, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
     return part
