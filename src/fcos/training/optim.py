@@ -168,7 +168,8 @@ class WeightAverage:
     The running statistics of batch norm are already averages over about 1 / momentum steps. With `same_decay`, they are
     averaged like the weights and are therefore older than these, which costs much AP in short runs. With `same_age`,
     they are averaged over as many steps less, so that on average they are as old as the weights. While the average of
-    the weights is the shorter one, the statistics are copied.
+    the weights is the shorter one, the statistics are copied. With gradient accumulation, batch norm updates its
+    statistics several times per step, so that their average is younger.
 
     Args:
         model: model on its device.
