@@ -45,7 +45,7 @@ def compile_modules(model: DetectionModel) -> None:
 
 
 class _Kept(NamedTuple):
-    """What a call makes for the next ones.
+    """Result of a call, kept for the next ones.
 
     Attributes:
         state: everything that it depends on.
