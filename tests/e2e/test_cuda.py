@@ -119,7 +119,7 @@ def test_replayed_graphs_detect_the_same(name: str, precision: str) -> None:
     handle.remove()
     detector.predict([images[0]] * 2, threshold=0.0, batch_size=1)  # warm up, capture
     found = detector.predict(list(images), threshold=0.0, batch_size=1)
-    graphs = detector._inference_copy._cuda_graphs
+    graphs = detector._inference_copy._kept.cuda_graphs
     assert graphs is not None
     assert len(graphs._graphs) == 1
     for a, b in zip(found, expected, strict=True):
