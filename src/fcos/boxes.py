@@ -19,7 +19,7 @@ _SMALL_CLASS = 40
 """Number of boxes up to which comparing all pairs of a class takes less time than a call of `nms`."""
 _MANY_CLASSES = 10
 """Number of classes from which this holds."""
-_BOXES_PER_DETECTION = 4
+BOXES_PER_DETECTION = 4
 """Number of boxes that non-maximum suppression looks at first, per detection that is needed."""
 
 
@@ -101,7 +101,7 @@ def class_wise_nms(
     if boxes.device.type in GPU_TYPES:
         return order[_nms_in_one_call(boxes, labels, threshold)]
     # A box depends only on kept boxes with a higher score, so the best boxes come first.
-    end = _BOXES_PER_DETECTION * limit if limit > 0 else len(boxes)
+    end = BOXES_PER_DETECTION * limit if limit > 0 else len(boxes)
     kept = _nms_class_by_class(boxes[:end], labels[:end], threshold)
     while end < len(boxes) and not (len(kept) > limit and scores[kept[-1]] < scores[kept[limit - 1]]):
         start, end = end, 4 * end

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fcos.boxes import clip
 from fcos.choices import BoxConvention, RankedBy, Score
-from fcos.models import postprocess
 from fcos.models.anchors import AnchorGrid, BoxCoder, flatten_anchors
 from fcos.models.points import locations
 from fcos.models.postprocess import (
@@ -22,7 +21,6 @@ from fcos.models.postprocess import (
     decode,
     select_candidates,
     suppress,
-    suppress_images,
 )
 from fcos.structures import Instances
 
@@ -400,25 +398,3 @@ def test_candidates_are_the_best_of_all_classes_and_anchors(
     rows = best // classes
     boxes = BoxCoder().decode(flatten_anchors(offsets, 6)[0][rows], anchors[rows])
     assert torch.equal(found.boxes, clip(boxes, (160, width)))
-
-
-@pytest.mark.parametrize("limit", [0, 2, 8, 100])
-@pytest.mark.parametrize("options", [{}, {"box_convention": "inclusive"}, {"clip_after_nms": True}], ids=str)
-def test_images_are_suppressed_together_as_one_by_one(
-    options: dict[str, Any], limit: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(postprocess, "GPU_TYPES", {"cpu"})
-    images = []
-    for count, spread in ((0, 50), (300, 200), (70, 3), (5, 50), (300, 8)):  # the last ones overlap strongly
-        corner = torch.rand(count, 2) * spread - 5
-        scores = (torch.rand(count) * 20).round() / 20  # with ties
-        boxes = torch.cat([corner, corner + torch.rand(count, 2) * 30 + 1], 1)
-        images.append(Instances(boxes, torch.randint(0, 4, (count,)), scores, (60 + count, 90)))
-    chosen = Postprocess(max_detections=limit, **options)
-    for found, image in zip(suppress_images(images, chosen, num_classes=4), images, strict=True):
-        expected = suppress(image, chosen)
-        assert len(found) > 0 or len(image) == 0
-        assert found.size == image.size
-        assert found.boxes.equal(expected.boxes)
-        assert found.scores.equal(expected.scores)
-        assert found.labels.equal(expected.labels)

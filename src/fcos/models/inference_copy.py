@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
@@ -82,8 +83,8 @@ class InferenceCopy:
         self.compiled = compiled
         self._kept = _Kept([], {}, None, [])
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _create, (self.compiled,)
+    def __reduce__(self) -> tuple[partial[InferenceCopy], tuple[()]]:
+        return partial(InferenceCopy, compiled=self.compiled), ()
 
     def __call__(self, model: Model) -> Model:
         """Return a detector for inference, in the autocast context of its use.
@@ -137,14 +138,10 @@ class InferenceCopy:
         return {name: part for name, part in compiled._modules.items() if part is not None}
 
 
-def _create(compiled: bool) -> InferenceCopy:
-    return InferenceCopy(compiled=compiled)
-
-
 def with_weights_in(part: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return a copy of a part of a detector whose convolutions have weights of a data type, for autocast.
 
-    Modulated convolutions keep theirs, because their operator does not take part in autocast, and so do subclasses of
+    Deformable convolutions keep theirs, because their operator does not take part in autocast, and so do subclasses of
     `nn.Conv2d`, which may compute with their weights.
     """
     part = copy_sharing_tensors(part)

@@ -14,13 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..boxes import GPU_TYPES, class_wise_nms, clip, limit_detections
+from ..boxes import BOXES_PER_DETECTION, GPU_TYPES, class_wise_nms, clip, limit_detections
 from ..choices import BoxConvention, EmptyBoxes, RankedBy, Score
 from ..structures import Instances
 from .anchors import BoxCoder, flatten_anchors
-
-_BOXES_PER_DETECTION = 4
-"""Number of candidates that suppression on a GPU looks at first, per detection that is needed."""
 
 
 def decode(points: Tensor, ltrb: Tensor) -> Tensor:
@@ -267,7 +264,7 @@ def suppress_images(candidates: Sequence[Instances], options: Postprocess, *, nu
         return [suppress(image, options) for image in candidates]
     # Work grows with the square of the number of boxes, and the best ones suffice in most images. Detections that tie
     # with the last one may be among the others.
-    size = _BOXES_PER_DETECTION * max(options.max_detections, 0) if options.box_convention == "continuous" else 0
+    size = BOXES_PER_DETECTION * max(options.max_detections, 0) if options.box_convention == "continuous" else 0
     best = [image[image.scores.argsort(descending=True, stable=True)[:size]] if size else image for image in candidates]
     together = Instances.concatenate(best)
     lengths = torch.tensor([len(image) for image in best])
