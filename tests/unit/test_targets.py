@@ -10,6 +10,7 @@ import pytest
 import torch
 from ground_truth import objects_of
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from fcos.choices import BoxConvention
 from fcos.models.points import (
@@ -104,16 +105,25 @@ def one_image(
     return objects_of([torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)], [torch.tensor(list(labels))], flags)
 
 
+def work_like_a_gpu(monkeypatch: pytest.MonkeyPatch, *, max_pairs: int = 2**24) -> None:
+    """Assign all images at once, as on a GPU, and compare at most `max_pairs` pairs of location and box at a time."""
+    monkeypatch.setattr("fcos.models.points.GPU_TYPES", {"cpu"})
+    monkeypatch.setattr("fcos.models.points._MAX_GPU_PAIRS", max_pairs)
+
+
 # --------------------------------------------------------------------------------------------- against the definition
 
 
+@pytest.mark.parametrize("device", ["CPU", "GPU"])
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("convention", ["continuous", "inclusive"])
 @pytest.mark.parametrize("radius", [0.0, 1.5])
 @pytest.mark.parametrize("name", PYRAMIDS)
-def test_assignment_matches_the_reference_loops(
-    name: str, radius: float, convention: BoxConvention, whole: bool
+def test_assignment_matches_the_reference_loops(  # noqa: PLR0917
+    name: str, radius: float, convention: BoxConvention, whole: bool, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if device == "GPU":
+        work_like_a_gpu(monkeypatch, max_pairs=500)
     pyramid = PYRAMIDS[name]
     images = [random_targets(count, pyramid.size, whole=whole) for count in (6, 0, 9)]
     targets = objects_of(*zip(*images, strict=True))
@@ -143,6 +153,20 @@ def test_batched_assignment_matches_single_image_assignment() -> None:
         alone = ONE.assign(objects_of(*([part] for part in image)), radius=1.5)
         assert torch.equal(together.labels[i], alone.labels[0])
         assert torch.equal(together.boxes[i], alone.boxes[0])
+
+
+def test_gpu_compares_the_boxes_of_all_images_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More images add no operations but the copies of their boxes, labels and crowd flags to the padded tensors."""
+    work_like_a_gpu(monkeypatch)
+    images = [random_targets(count, ONE.size, whole=False) for count in (5, 0, 9, 2, 1, 4, 7, 3)]
+    counts = []
+    for number in (4, 8):
+        with profile(activities=[ProfilerActivity.CPU]) as recorded:
+            ONE.assign(objects_of(*zip(*images[:number], strict=True)), radius=1.5)
+        counts.append({event.key: event.count for event in recorded.key_averages()})
+    added = {name: counts[1][name] - counts[0].get(name, 0) for name in counts[1]}
+    copies = {"aten::copy_", "aten::narrow", "aten::slice", "aten::select", "aten::as_strided", "aten::expand"}
+    assert {name for name, count in added.items() if count} <= copies
 
 
 # -------------------------------------------------------------------------------------------------------- size ranges

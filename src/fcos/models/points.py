@@ -1,6 +1,6 @@
 """Locations of the pyramid levels, and FCOS's assignment of ground truth to them.
 
-Shape letters: N images, L levels, R locations over all levels, M boxes of an image.
+Shape letters: N images, L levels, R locations over all levels, M boxes of an image (the largest number, if padded).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..boxes import GPU_TYPES, area
 from ..choices import BoxConvention, Location
@@ -160,12 +161,11 @@ def assign_targets(points: Sequence[Tensor], targets: Sequence[Objects], assigne
     """
     xy = torch.cat(list(points))  # [R, 2]
     limits = torch.cat([_level_limits(level, i, assigner) for i, level in enumerate(points)])  # [R, 3]
-    rows = [_assign_image(xy, limits, objects.to(xy.device), assigner) for objects in targets]
-    if not rows:
-        labels = torch.empty(0, len(xy), dtype=torch.int64, device=xy.device)
-        return Assignment(labels, xy.new_empty(0, len(xy), 4), labels, labels.new_zeros(()))
-    labels, ltrb, boxes, num_unassigned = (torch.stack(column) for column in zip(*rows, strict=True))
-    return Assignment(labels, ltrb, boxes, num_unassigned.sum())
+    # A GPU spends less time on padding than on starting the kernels of every image; a CPU does not.
+    groups = [targets] if xy.device.type in GPU_TYPES or not targets else [[objects] for objects in targets]
+    parts = [_assign_images(xy, limits, group, assigner) for group in groups]
+    labels, ltrb, boxes = (torch.cat(column) for column in list(zip(*parts, strict=True))[:3])
+    return Assignment(labels, ltrb, boxes, torch.stack([part.num_unassigned for part in parts]).sum())
 
 
 def _level_limits(points: Tensor, level: int, assigner: Assigner) -> Tensor:
@@ -176,52 +176,59 @@ def _level_limits(points: Tensor, level: int, assigner: Assigner) -> Tensor:
     return torch.stack([points.new_full((len(points),), value) for value in columns], dim=1)
 
 
-def _assign_image(xy: Tensor, limits: Tensor, objects: Objects, assigner: Assigner) -> Assignment:
-    """Assign the objects of an image, see `assign_targets`; the fields have no dimension for images.
+def _assign_images(xy: Tensor, limits: Tensor, targets: Sequence[Objects], assigner: Assigner) -> Assignment:
+    """Assign the objects of N images, padded to the same number M, see `assign_targets`.
 
-    The number of boxes is the only size that depends on the data, so a GPU never has to be waited for.
+    Only M depends on the data, so a GPU never has to be waited for.
     """
-    if len(objects) == 0:
-        unassigned = torch.full((len(xy),), BACKGROUND, device=xy.device)
-        return Assignment(unassigned, xy.new_zeros(len(xy), 4), unassigned, unassigned.new_zeros(()))
-    boxes = objects.boxes.to(xy.dtype)
-    areas = area(boxes, convention=assigner.box_convention).masked_fill(objects.is_crowd, torch.inf)
-    order = areas.argsort(stable=True)  # crowd boxes last
-    sorted_boxes, is_crowd = boxes[order], objects.is_crowd[order]
-    size = max(_MIN_LOCATIONS, (_MAX_GPU_PAIRS if xy.device.type in GPU_TYPES else _MAX_PAIRS) // len(objects))
+    num_boxes = len(targets) * max((len(objects) for objects in targets), default=0)
+    if not num_boxes:
+        unassigned = torch.full((len(targets), len(xy)), BACKGROUND, device=xy.device)
+        return Assignment(unassigned, xy.new_zeros(*unassigned.shape, 4), unassigned, unassigned.new_zeros(()))
+    boxes = pad_sequence([objects.boxes for objects in targets], batch_first=True).to(xy)  # [N, M, 4]
+    labels = pad_sequence([objects.labels for objects in targets], batch_first=True).to(xy.device)  # [N, M]
+    # Padding is like an empty crowd box: no location is inside it, and it does not count.
+    is_crowd = pad_sequence([objects.is_crowd for objects in targets], batch_first=True, padding_value=1.0)
+    is_crowd = is_crowd.to(xy.device)
+    areas = area(boxes, convention=assigner.box_convention).masked_fill(is_crowd, torch.inf)
+    order = areas.argsort(dim=1, stable=True)  # crowd boxes last
+    by_area = boxes.take_along_dim(order[..., None], 1), is_crowd.gather(1, order)
+    if xy.device.type in GPU_TYPES:
+        size = max(1, _MAX_GPU_PAIRS // num_boxes)
+    else:
+        size = max(_MIN_LOCATIONS, _MAX_PAIRS // num_boxes)
     chunks = [
-        _match(*chunk, sorted_boxes, is_crowd, center_sampling=assigner.center_sampling_radius > 0)
+        _match(*chunk, *by_area, center_sampling=assigner.center_sampling_radius > 0)
         for chunk in zip(xy.split(size), limits.split(size), strict=True)
     ]
-    first, is_matched, is_in_crowd = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-    index = order[first]  # [R]
-    background = torch.where(is_in_crowd, IGNORED, BACKGROUND)
-    is_assigned = torch.zeros_like(objects.is_crowd, dtype=torch.int64).scatter_reduce(
-        0, index, is_matched.long(), "amax"
-    )
+    first, is_matched, is_in_crowd = (torch.cat(parts, dim=1) for parts in zip(*chunks, strict=True))
+    index = order.gather(1, first)  # [N, R]
+    assigned = boxes.take_along_dim(index[..., None], 1)  # [N, R, 4]
+    is_assigned = torch.zeros_like(labels).scatter_reduce(1, index, is_matched.long(), "amax")
     return Assignment(
-        torch.where(is_matched, objects.labels[index], background),
-        torch.cat([xy - boxes[index, :2], boxes[index, 2:] - xy], dim=1),
+        torch.where(is_matched, labels.gather(1, index), torch.where(is_in_crowd, IGNORED, BACKGROUND)),
+        torch.cat([xy - assigned[..., :2], assigned[..., 2:] - xy], dim=2),
         torch.where(is_matched, index, -1),
-        (~objects.is_crowd & (is_assigned == 0)).sum(),
+        (~is_crowd & (is_assigned == 0)).sum(),
     )
 
 
 def _match(
     xy: Tensor, limits: Tensor, boxes: Tensor, is_crowd: Tensor, *, center_sampling: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compare locations [R, 2] with the boxes [M, 4] of an image, which are sorted by area.
+    """Compare locations [R, 2] with boxes [N, M, 4], which are sorted by area in every image.
 
-    Each of the four distances is a tensor [R, M], which avoids a tensor [R, M, 4].
+    Each of the four distances is a tensor [N, R, M], which avoids a tensor [N, R, M, 4].
 
     Returns:
-        For every location the index of the first box that matches it, whether there is one, and whether the location
-        is inside a crowd box.
+        For every image and location [N, R] the index of the first box that matches it, whether there is one, and
+        whether the location is inside a crowd box.
     """
     x, y = xy.split(1, dim=1)  # [R, 1]
     low, high, radius = limits.split(1, dim=1)
-    x1, y1, x2, y2 = boxes.unbind(-1)  # [M]
-    left, top, right, bottom = x - x1, y - y1, x2 - x, y2 - y  # [R, M]
+    x1, y1, x2, y2 = boxes[:, None].unbind(-1)  # [N, 1, M]
+    is_crowd = is_crowd[:, None]
+    left, top, right, bottom = x - x1, y - y1, x2 - x, y2 - y  # [N, R, M]
     is_inside = left.minimum(right).minimum(top.minimum(bottom)) > 0
     largest = left.maximum(right).maximum(top.maximum(bottom))
     is_match = is_inside & (largest >= low) & (largest <= high) & ~is_crowd
@@ -230,5 +237,5 @@ def _match(
         is_match &= (
             (x > center_x - radius) & (x < center_x + radius) & (y > center_y - radius) & (y < center_y + radius)
         )
-    is_matched, first = is_match.max(dim=1)  # the first match is the smallest
-    return first, is_matched, (is_inside & is_crowd).any(dim=1)
+    is_matched, first = is_match.max(dim=2)  # the first match is the smallest
+    return first, is_matched, (is_inside & is_crowd).any(dim=2)
