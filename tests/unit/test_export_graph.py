@@ -11,7 +11,8 @@ from exports import C4, KEYPOINTS, MASKS, batch_of, small_detector
 from small_backbones import one_block_per_stage
 
 from fcos import ConfigError, Instances
-from fcos.export.graph import DetectionGraph
+from fcos.export.graph import DetectionGraph, capture
+from fcos.export.metadata import FixedSizes
 from fcos.export.outputs import to_instances
 from fcos.models.keypoint_head import keypoint_operator
 from fcos.models.padded import nms_operator
@@ -74,6 +75,17 @@ def test_graph_equals_detect_for_every_option(
     expected = detector.model.detect(images, sizes)
     assert_equal(to_instances(outputs, sizes), expected)
     assert sum(map(len, expected)) > 0
+
+
+def test_networks_whose_padding_depends_on_the_size_are_captured() -> None:
+    """timm's "SAME" padding is computed from the sides of every map."""
+    detector = small_detector(backbone={"name": "timm/tf_mobilenetv3_small_minimal_100", "weights": None})
+    program = capture(DetectionGraph(detector.model), FixedSizes(), divisor=16, threshold_input=False).program.module()
+    for shape in ((48, 80), (64, 112)):
+        images, sizes = batch_of(shape, (33, 20))
+        expected = detector.model.detect(images, sizes)
+        assert_equal(to_instances(program(images, sizes), sizes), expected)
+        assert min(map(len, expected)) > 0
 
 
 def test_padding_of_the_outputs_has_fixed_values() -> None:

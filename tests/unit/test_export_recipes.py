@@ -58,13 +58,26 @@ def random_detector(recipe: str, *options: str) -> Detector:
         ("fcos_r50_fpn_1x", MMDETECTION),
         ("fcos_mnv2_small", []),
         ("fcos_mnv2_nano", []),
+        ("fcos_lite0_small", []),
         ("fcos_imprv_dcnv2_r50_fpn_1x", []),
         ("fcos_rt_dla34_fpn_4x", []),
         ("retinanet_r50", []),
         ("faster_rcnn_r50", []),
         ("mask_rcnn_r50", []),
     ],
-    ids=["R-50", "torchvision", "mmdetection", "MobileNetV2", "nano", "DCNv2", "DLA-34", "RetinaNet", "Faster", "Mask"],
+    ids=[
+        "R-50",
+        "torchvision",
+        "mmdetection",
+        "MobileNetV2",
+        "nano",
+        "Lite0",
+        "DCNv2",
+        "DLA-34",
+        "RetinaNet",
+        "Faster",
+        "Mask",
+    ],
 )
 def test_recipe_is_exported(recipe: str, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Fewer and smaller images than an export compares, and little padding where boxes in it count for the limit.

@@ -8,6 +8,9 @@ from __future__ import annotations
 import copy
 import importlib
 import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -166,10 +169,34 @@ def capture(graph: DetectionGraph, sizes: FixedSizes, *, divisor: int, threshold
         shapes.append({})
     # Without this option, the program would reject images so small that a map has a single row or column.
     shape_config: Any = importlib.import_module("torch.fx.experimental._config")
-    with torch.no_grad(), shape_config.patch(backed_size_oblivious=True):
+    with torch.no_grad(), shape_config.patch(backed_size_oblivious=True), _padding_in_integers():
         names = tuple(graph.eval()(*arguments))
         program = torch.export.export(graph, tuple(arguments), dynamic_shapes=tuple(shapes), strict=False)
         return Captured(with_matrix_nms(program) if graph.matrix_nms else program, names)
+
+
+@contextmanager
+def _padding_in_integers() -> Iterator[None]:
+    """Let the "SAME" padding of timm's layers divide integers, with the same result.
+
+    timm divides floating-point numbers. PyTorch cannot simplify these expressions, which grow from layer to layer, so
+    that the capture of an EfficientNet would not end.
+    """
+    padding: Any = sys.modules.get("timm.layers.padding")
+    if padding is None:
+        yield
+        return
+    original = padding.get_same_padding
+    padding.get_same_padding = _same_padding
+    try:
+        yield
+    finally:
+        padding.get_same_padding = original
+
+
+def _same_padding(side: int, kernel_size: int, stride: int, dilation: int) -> int:
+    """Return the padding with which a convolution gives ceil(side / stride) values."""
+    return max((-(-side // stride) - 1) * stride + (kernel_size - 1) * dilation + 1 - side, 0)
 
 
 def _multiple(name: str, divisor: int) -> Dim:

@@ -83,7 +83,9 @@ class Timm(Stages):
         """
         height, width = images.shape[-2:]
         step = max(self.strides.values())
-        maps = self.net(F.pad(images, (0, -width % step, 0, -height % step)))
+        # As products, so that exporters of PyTorch know that the step divides the padded sides.
+        bottom, right = (-(-side // step) * step - side for side in (height, width))
+        maps = self.net(F.pad(images, (0, right, 0, bottom)))
         return {
             c: maps[self.indices[c]][..., : -(-height // stride), : -(-width // stride)]
             for c, stride in self.strides.items()
