@@ -20,8 +20,9 @@ from common import Job, machine, markdown, write
 import fcos
 from fcos.evaluation.coco_metrics import coco_metrics
 from fcos.models import build_model
+from fcos.models.candidates import candidates
 from fcos.models.points import Assigner, assign_targets
-from fcos.models.postprocess import FCOSPostprocess, candidates, suppress
+from fcos.models.postprocess import FCOSPostprocess, suppress
 from fcos.plotting import import_matplotlib
 from fcos.structures import Objects
 

@@ -21,8 +21,9 @@ from torchvision.models.detection import FCOS as TorchvisionFCOS
 from torchvision.models.detection._utils import BoxLinearCoder
 from torchvision.ops import batched_nms
 
+from fcos.models.candidates import candidates
 from fcos.models.points import Assigner
-from fcos.models.postprocess import FCOSPostprocess, candidates, suppress
+from fcos.models.postprocess import FCOSPostprocess, suppress
 from fcos.structures import Instances
 
 OPTIONS = FCOSPostprocess(threshold_on="score", detect_in_padding=True, keep_empty_boxes=True)  # as in torchvision

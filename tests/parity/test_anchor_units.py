@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from golden import folder, load, tensor
 
 from fcos.models.anchors import AnchorGrid, AnchorMatcher, BoxCoder, Sampler, match_by_iou, sample_balanced
+from fcos.models.candidates import anchor_candidates
 from fcos.models.points import BACKGROUND, IGNORED
-from fcos.models.postprocess import Postprocess, anchor_candidates, suppress
+from fcos.models.postprocess import Postprocess, suppress
 
 RTOL = 1e-6  # the recorded units are bit-identical between two runs of the original
 

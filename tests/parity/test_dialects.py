@@ -22,9 +22,10 @@ from torch import Tensor
 from fcos.checkpoint import load_weights
 from fcos.config import FCOSConfig
 from fcos.interop.torchvision import COCO_CLASSES
+from fcos.models.candidates import candidates
 from fcos.models.fcos import FCOS
 from fcos.models.points import locations
-from fcos.models.postprocess import candidates, suppress
+from fcos.models.postprocess import suppress
 from fcos.structures import Instances
 
 

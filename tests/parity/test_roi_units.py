@@ -12,8 +12,9 @@ import torch
 from golden import folder, load, numbered, tensor
 
 from fcos.models.anchors import BoxCoder
+from fcos.models.candidates import roi_candidates
 from fcos.models.keypoint_head import keypoint_cells
-from fcos.models.postprocess import RoIPostprocess, roi_candidates, suppress
+from fcos.models.postprocess import RoIPostprocess, suppress
 from fcos.models.roi_heads import Pooler
 
 RTOL = 1e-6  # the recorded units are bit-identical between two runs of the original

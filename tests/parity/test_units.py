@@ -14,10 +14,11 @@ from ground_truth import objects_of
 
 from fcos.boxes import area, class_wise_nms, clip, limit_detections
 from fcos.data.geometry import to_inclusive
+from fcos.models.candidates import candidates
 from fcos.models.layers import NORMS, DeformConv
 from fcos.models.losses import focal_loss, iou_loss
 from fcos.models.points import Assigner, assign_targets, centerness_targets, locations
-from fcos.models.postprocess import FCOSPostprocess, candidates, suppress
+from fcos.models.postprocess import FCOSPostprocess, suppress
 from fcos.structures import Instances
 
 RTOL = 1e-6  # the recorded units are bit-identical between two runs of the original

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fcos.boxes import clip, iou
 from fcos.explanation.trace import Stage, Trace, trace_predictions
+from fcos.models.candidates import candidates, decode
 from fcos.models.points import locations
-from fcos.models.postprocess import FCOSPostprocess, candidates, decode, suppress
+from fcos.models.postprocess import FCOSPostprocess, suppress
 
 SIZE = (60, 90)  # of the image; the maps cover 64 x 96 pixels
 STRIDES = (8, 16)

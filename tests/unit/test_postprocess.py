@@ -12,16 +12,9 @@ from torch import Tensor
 from fcos.boxes import clip
 from fcos.choices import BoxConvention, RankedBy, Score
 from fcos.models.anchors import AnchorGrid, BoxCoder, flatten_anchors
+from fcos.models.candidates import anchor_candidates, candidates, decode, select_candidates
 from fcos.models.points import locations
-from fcos.models.postprocess import (
-    FCOSPostprocess,
-    Postprocess,
-    anchor_candidates,
-    candidates,
-    decode,
-    select_candidates,
-    suppress,
-)
+from fcos.models.postprocess import FCOSPostprocess, Postprocess, suppress
 from fcos.structures import Instances
 
 STRIDES = [8, 16, 32]

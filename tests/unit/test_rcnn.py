@@ -11,10 +11,11 @@ from tiny_rcnn import DETAILS, FROZEN, build, some_objects, total
 from torch import Tensor
 
 from fcos.models.anchors import AnchorMatcher, BoxCoder, Sampler
+from fcos.models.candidates import roi_candidates
 from fcos.models.keypoint_head import decode_keypoints, keypoint_cells
 from fcos.models.mask_head import MaskHead
 from fcos.models.points import BACKGROUND
-from fcos.models.postprocess import RoIPostprocess, roi_candidates
+from fcos.models.postprocess import RoIPostprocess
 from fcos.models.proposals import ProposalLimits, ProposalSelection, select_proposals
 from fcos.models.rcnn import RCNNOutputs
 from fcos.models.roi_heads import Pooler, sample_proposals

@@ -20,9 +20,10 @@ from ..errors import ConfigError
 from ..evaluation.evaluate import detection_limit
 from ..models import DetectionModel
 from ..models.building import build_options
+from ..models.candidates import decode, may_detect
 from ..models.inference_copy import InferenceCopy
 from ..models.points import Assigner
-from ..models.postprocess import FCOSPostprocess, decode, may_detect
+from ..models.postprocess import FCOSPostprocess
 from ..precision import autocast
 from ..structures import Instances, Objects
 from .assignment import assign, find_obstacles

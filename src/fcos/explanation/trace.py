@@ -14,13 +14,8 @@ import torch
 from torch import Tensor
 
 from ..boxes import iou
-from ..models.postprocess import (
-    FCOSPostprocess,
-    LevelCandidates,
-    clip_to_image,
-    select_candidates,
-    select_detections,
-)
+from ..models.candidates import LevelCandidates, select_candidates
+from ..models.postprocess import FCOSPostprocess, clip_to_image, select_detections
 from ..structures import Instances
 
 _ROWS = 512  # suppressed boxes compared at a time

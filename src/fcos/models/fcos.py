@@ -23,13 +23,14 @@ from ..boxes import GPU_TYPES
 from ..choices import Regression, Tower, TowerNorm
 from ..structures import Instances, Losses, Objects
 from .backbones import Backbone
+from .candidates import candidates
 from .detector import ClassRows, DetectionModel, Pixels
 from .fpn import FPN
 from .layers import at_least_float32, build_tower, initialize_head, run_tower
 from .losses import FCOSLoss, fcos_loss, loss_normalizers
 from .padded import Padded, suppress_padded
 from .points import Assigner, assign_targets
-from .postprocess import FCOSPostprocess, candidates, suppress, suppress_images
+from .postprocess import FCOSPostprocess, suppress, suppress_images
 from .top_k import top_candidates
 
 
@@ -201,7 +202,7 @@ class FCOS(DetectionModel):
 
     @torch.no_grad()
     def decode(self, outputs: FCOSOutputs, sizes: Tensor) -> list[Instances]:
-        """Convert raw outputs to the candidates of every image, see `postprocess.candidates`."""
+        """Convert raw outputs to the candidates of every image, see `candidates.candidates`."""
         if outputs.logits[0].device.type in GPU_TYPES:
             threshold = self.postprocess.score_threshold
             return self.padded_candidates(outputs, sizes, score_threshold=threshold).to_instances(sizes)

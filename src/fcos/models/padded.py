@@ -1,7 +1,7 @@
 """Detection in tensors whose sizes do not depend on their values: for GPUs, `torch.compile` and export.
 
-Boxes of an image that do not exist are padding, marked by `Padded.valid`. The results are those of `postprocess`, which
-is faster on a CPU, since it skips the predictions below the threshold.
+Boxes of an image that do not exist are padding, marked by `Padded.valid`. The results are those of `candidates` and
+`postprocess`, which are faster on a CPU, since they skip the predictions below the threshold.
 
 Shape letters: N images, C candidates of an image, D detections of an image.
 """

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from ..choices import LossAverage
 from ..structures import Instances, Losses, Objects
 from .backbones import Backbone
+from .candidates import roi_candidates
 from .detector import DetectionModel, Pixels, ProposalStage
 from .padded import Padded, has_area, suppress_padded
-from .postprocess import RoIPostprocess, roi_candidates, suppress
+from .postprocess import RoIPostprocess, suppress
 from .roi_heads import BoxHead, DetailHead, groups_of_boxes
 from .top_k import top_roi_candidates
 
@@ -164,7 +165,7 @@ class RCNN(DetectionModel):
 
     @torch.no_grad()
     def decode(self, outputs: RCNNOutputs, sizes: Tensor) -> list[Instances]:
-        """Convert raw outputs to the candidates of every image, see `postprocess.roi_candidates`."""
+        """Convert raw outputs to the candidates of every image, see `candidates.roi_candidates`."""
         counts = [len(boxes) for boxes in outputs.proposals]
         images = zip(
             outputs.logits.split(counts), outputs.offsets.split(counts), outputs.proposals, sizes.tolist(), strict=True

@@ -22,12 +22,13 @@ from ..choices import TowerNorm
 from ..structures import Instances, Losses, Objects
 from .anchors import AnchorGrid, AnchorMatcher, BoxCoder, assign_anchors, flatten_anchors
 from .backbones import Backbone
+from .candidates import anchor_candidates
 from .detector import ClassRows, DetectionModel, Pixels
 from .fpn import FPN
 from .layers import at_least_float32, build_tower, initialize_head, run_tower
 from .losses import RetinaNetLoss, retinanet_loss, retinanet_normalizers
 from .padded import Padded, suppress_padded
-from .postprocess import Postprocess, anchor_candidates, suppress, suppress_images
+from .postprocess import Postprocess, suppress, suppress_images
 from .top_k import top_anchor_candidates
 
 
@@ -184,7 +185,7 @@ class RetinaNet(DetectionModel):
 
     @torch.no_grad()
     def decode(self, outputs: RetinaNetOutputs, sizes: Tensor) -> list[Instances]:
-        """Convert raw outputs to the candidates of every image, see `postprocess.anchor_candidates`."""
+        """Convert raw outputs to the candidates of every image, see `candidates.anchor_candidates`."""
         if outputs.logits[0].device.type in GPU_TYPES:
             threshold = self.postprocess.score_threshold
             return self.padded_candidates(outputs, sizes, score_threshold=threshold).to_instances(sizes)

@@ -24,10 +24,10 @@ from ..boxes import GPU_TYPES, area
 from ..choices import BoxConvention, LinearNorm, PyramidNorm
 from ..structures import Instances, Objects
 from .anchors import AnchorMatcher, BoxCoder, Sampler, match_anchors, sample_balanced
+from .candidates import select_offsets
 from .detector import ClassRows
 from .layers import NORMS, at_least_float32
 from .losses import sample_weights
-from .postprocess import select_offsets
 
 MAX_BOXES = 512
 """Largest number of boxes whose features are pooled together in detection. A box may take a few MB."""

@@ -1,4 +1,4 @@
-"""Selection of candidates in tensors of fixed size, see `padded`. The candidates are those of `postprocess`.
+"""Selection of candidates in tensors of fixed size, see `padded`: those that `candidates` selects on a CPU.
 
 Shape letters: N images, L levels, K classes, A anchors per location, H W map size, T selected predictions of a level, C
 candidates of an image over all levels.
@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .anchors import BoxCoder, flatten_anchors
+from .candidates import decode
 from .padded import Padded, clip_boxes, clip_padded, limits_of, nms_padded
-from .postprocess import FCOSPostprocess, Postprocess, RoIPostprocess, decode
+from .postprocess import FCOSPostprocess, Postprocess, RoIPostprocess
 from .proposals import ProposalSelection
 
 
@@ -29,7 +30,7 @@ def top_candidates(
     options: FCOSPostprocess,
     score_threshold: Tensor | float,
 ) -> Padded:
-    """Decode, score and select the boxes of every image; see `postprocess.candidates`.
+    """Decode, score and select the boxes of every image; see `candidates.candidates`.
 
     Args:
         logits: L tensors [N, K, H, W] of class logits.
@@ -77,7 +78,7 @@ def top_anchor_candidates(
     options: Postprocess,
     score_threshold: Tensor | float,
 ) -> Padded:
-    """Decode and select the boxes of every image; see `postprocess.anchor_candidates`.
+    """Decode and select the boxes of every image; see `candidates.anchor_candidates`.
 
     Args:
         logits: L tensors [N, A * K, H, W] of class logits, the K classes of an anchor together.
@@ -183,7 +184,7 @@ def top_roi_candidates(
     options: RoIPostprocess,
     score_threshold: Tensor | float,
 ) -> Padded:
-    """Decode and select the boxes of the proposals of every image; see `postprocess.roi_candidates`.
+    """Decode and select the boxes of the proposals of every image; see `candidates.roi_candidates`.
 
     Args:
         logits: [N, P, 1 + K] class logits of P proposals, first that of the background.
