@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from .restore import RestoredDetector
     from .speed.measure import Benchmark
 
+_MEASURED = {"eval.batch_size": "--batch", "eval.compile": "--compile", "eval.precision": "--precision"}
+"""Options of a benchmark in place of those of the config, of which it measures several values."""
+
 
 def explain(
     weights: str | Path,
@@ -142,6 +145,10 @@ def benchmark(
     from .speed.pipeline import build_pipelines
     from .training.environment import environment
 
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key in _MEASURED:
+            raise ConfigError(f"{key}: no effect on a benchmark; use {_MEASURED[key]}")
     if seconds is not None and repeats is not None:
         raise ConfigError("--seconds: no effect beside --repeats, which sets the number of batches; remove one of them")
     previous_threads = torch.get_num_threads()

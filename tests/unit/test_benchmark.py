@@ -267,6 +267,8 @@ def test_generated_images_have_the_given_size(tmp_path: Path) -> None:
         (["torchvision/fcos_resnet18"], "torchvision/fcos_resnet18: neither a weights file nor a recipe, did you mean"),
         (["--quick"], "--quick: no such option"),
         (["train.lr=1"], "train.lr: no effect"),
+        (["eval.compile=true"], "eval.compile: no effect on a benchmark; use --compile"),
+        (["eval.precision=bfloat16"], "eval.precision: no effect on a benchmark; use --precision"),
     ],
 )
 def test_wrong_arguments_are_explained(
