@@ -26,7 +26,10 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def configure(tmp_path: Path, data: Path) -> Callable[..., Config]:
-    """Return a function that builds the config of a two-step run in `tmp_path/run`; keywords are options of `train`."""
+    """Return a function that builds the config of a two-step run in `tmp_path/run`; keywords are options of `train`.
+
+    The default backbone is very cheap and has no batch norm.
+    """
 
     def build(*, model: dict[str, Any] | None = None, **settings: Any) -> Config:
         options = {
@@ -36,7 +39,7 @@ def configure(tmp_path: Path, data: Path) -> Callable[..., Config]:
         return Config.model_validate(
             {
                 "model": {
-                    "backbone": {"name": "mobilenet_v2", "weights": None},
+                    "backbone": {"name": "own_backbone:Own"},
                     "fpn": {"channels": 64},
                     **options,
                     **(model or {}),
@@ -49,6 +52,12 @@ def configure(tmp_path: Path, data: Path) -> Callable[..., Config]:
         )
 
     return build
+
+
+@pytest.fixture
+def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `fcos.train` write no report, whose charts take most of the time of a short run."""
+    monkeypatch.setattr("fcos.reporting.report.write_report", lambda folder, **_: folder / "report.html")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from detectors import MOBILENET
 from processes import SECONDS, finish
 
 from fcos.config import Config
@@ -28,7 +29,7 @@ def run_in_shell(line: str, *arguments: object) -> subprocess.CompletedProcess[s
 @pytest.fixture
 def config_file(configure: Callable[..., Config], tmp_path: Path) -> Path:
     file = tmp_path / "own.yaml"
-    file.write_text(configure().to_yaml())
+    file.write_text(configure(model=MOBILENET).to_yaml())
     return file
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from detectors import MOBILENET
 from evaluations import f1_of_classes
 from hotcoco import COCO, COCOeval
 from matplotlib.figure import Figure
@@ -315,7 +316,7 @@ def test_report_command_reproduces_the_report_of_training(
 
 
 def test_report_reevaluates_best_pt_with_the_given_options(configure: Callable[..., Config], tmp_path: Path) -> None:
-    run = loop.train(configure(eval_every=1)).run
+    run = loop.train(configure(model=MOBILENET, eval_every=1)).run
     before = json.loads((run / "val/metrics.json").read_text())
     shutil.rmtree(run / "val")
     (tmp_path / "data").rename(tmp_path / "elsewhere")

@@ -249,7 +249,7 @@ def test_mlflow_logs_config_and_metrics_and_resumes_the_run(
     (found,) = client.search_runs([experiment.experiment_id])
     assert found.info.run_name == run.name
     assert found.info.status == "FINISHED"
-    assert found.data.params["model.backbone.name"] == "mobilenet_v2"
+    assert found.data.params["model.backbone.name"] == "own_backbone:Own"
     steps = [metric.step for metric in client.get_metric_history(found.info.run_id, "train/loss")]
     assert steps == [1, 2, 3]
     assert {*LOSSES, "val/AP"} <= found.data.metrics.keys()
