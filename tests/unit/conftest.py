@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tiny_data import coco_tree, write_coco
 from videos import write_video
 
 from fcos.config import Config
+from fcos.html_page import Chart, Section
 from fcos.training.loop import train
 
 
@@ -58,6 +59,17 @@ def configure(tmp_path: Path, data: Path) -> Callable[..., Config]:
 def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `fcos.train` write no report, whose charts take most of the time of a short run."""
     monkeypatch.setattr("fcos.reporting.report.write_report", lambda folder, **_: folder / "report.html")
+
+
+@pytest.fixture
+def without_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the charts of pages by their titles: drawing them takes most of the time of a report."""
+
+    def add_titles(section: Section, charts: Sequence[Chart]) -> None:
+        for chart in charts:
+            section.text(chart.title)
+
+    monkeypatch.setattr(Section, "charts", add_titles)
 
 
 @pytest.fixture

@@ -68,7 +68,10 @@ def test_training_continues_in_a_closed_terminal(config_file: Path, tmp_path: Pa
     assert load_checkpoint(tmp_path / "run/weights/best.pt").iteration == 2
 
 
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "no_such_backend", "svg"])
+@pytest.mark.parametrize(
+    "backend",
+    ["module://matplotlib_inline.backend_inline", pytest.param("no_such_backend", marks=pytest.mark.slow), "svg"],
+)
 def test_charts_and_names_are_drawn_whatever_backend_a_notebook_selects(backend: str) -> None:
     result = subprocess.run(
         [sys.executable, str(PROGRAMS / "draw_with_backend.py")],

@@ -235,6 +235,7 @@ class TestUnusualRuns:
         assert table(section(page, "Metrics on val"))["all classes"][1] == "\N{EN DASH}"
         assert "Score thresholds" not in page
 
+    @pytest.mark.usefixtures("without_charts")
     def test_missing_image_is_reported_and_left_out(self, make: Callable[..., Made]) -> None:
         made = make()
         before = made.page()
@@ -260,6 +261,7 @@ class TestUnusualRuns:
         assert "best.pt contains different thresholds or none" in page
         assert table(section(page, "Score thresholds")).keys() == made.evaluation.boxes_per_class.keys()
 
+    @pytest.mark.usefixtures("without_charts")
     @pytest.mark.parametrize("missing", [True, False], ids=["missing", "from other weights"])
     def test_missing_or_stale_evaluation_is_rerun(self, make: Callable[..., Made], missing: bool) -> None:
         made = make()

@@ -60,9 +60,8 @@ def test_training_options_do_not_change_the_losses(configure: Callable[..., Conf
         run = train(config).run
         found, state = losses_of(run), load_checkpoint(run / "weights/last.pt").model
         assert {tensor.dtype for tensor in state.values() if tensor.is_floating_point()} == {torch.float32}
-        steps = (
-            1 if config.train.precision == "float16" else 2
-        )  # float16: no update until the loss scale is small enough
+        # In float16, there is no update until the loss scale is small enough.
+        steps = 1 if config.train.precision == "float16" else 2
         assert found[:steps] == pytest.approx(expected[:steps], rel=tolerance, abs=0), options
 
 
