@@ -227,6 +227,7 @@ def test_resume_keeps_unassigned_counts_of_an_older_version(
     assert float(shares[0]) > 0
 
 
+@pytest.mark.usefixtures("without_report")
 @pytest.mark.parametrize("files", ["last", "best"])
 def test_full_disk_at_the_end_raises_and_the_run_can_be_resumed(
     configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: str
