@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import tiny_backbone
 import torch
-from processes import finish, free_port, wait_until
+from processes import finish, free_port, train_in_processes, wait_until
 
 from fcos.config import Config
 from fcos.interop.checkpoints import load_checkpoint
+from fcos.training.loop import train
 
 STEPS = 8
 KILLED = "1:5"  # rank and call; one call happens at the start, so three steps are complete
@@ -32,10 +33,8 @@ def start(folder: Path, *words: object, kill_at: str = "") -> subprocess.Popen[s
 
 
 @pytest.fixture(scope="module")
-def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a working directory with the config of a run and a finished run of the same name."""
-    folder = tmp_path_factory.mktemp("lost")
-    config = Config.model_validate(
+def config(data: Path) -> Config:
+    return Config.model_validate(
         {
             "model": tiny_backbone.MODEL,
             "data": {"root": data, "short_side": [48, 64], "max_side": 64, "workers": 0},
@@ -50,9 +49,15 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "device": "cpu",
         }
     )
+
+
+@pytest.fixture(scope="module")
+def folder(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a working directory with the config of a run and a finished run of the same name."""
+    folder = tmp_path_factory.mktemp("lost")
     (folder / "tiny.yaml").write_text(config.to_yaml())
-    code, _, err = finish(start(folder, "fcos", "train", "tiny.yaml", "train.iterations=1"))
-    assert code == 0, err
+    short = config.train.model_copy(update={"iterations": 1})
+    train(config.model_copy(update={"train": short, "output_dir": folder / "runs/tiny"}))
     return folder
 
 
@@ -89,18 +94,31 @@ def test_torchrun_restart_resumes_in_the_same_run_folder(folder: Path, restarted
     assert load_checkpoint(folder / "runs/tiny-2/weights/last.pt").iteration == STEPS
 
 
-def test_restarted_run_is_bit_identical_to_uninterrupted_two_node_run(folder: Path, restarted: str) -> None:
-    endpoint = f"--rdzv-endpoint=localhost:{free_port()}"
-    rendezvous = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", endpoint)
-    words = ("torch.distributed.run", *rendezvous, "-m", "fcos", "train", "tiny.yaml", "output_dir=nodes")
-    for code, _, err in [finish(node) for node in [start(folder, *words), start(folder, *words)]]:
-        assert code == 0, err
-    found, expected = (load_checkpoint(folder / run / "weights/last.pt") for run in ("runs/tiny-2", "nodes"))
+def assert_is_restarted_run(folder: Path, run: str) -> None:
+    """Check that a run in two processes has the same weights and optimizer state as the restarted one, bit by bit."""
+    found, expected = (load_checkpoint(folder / name / "weights/last.pt") for name in ("runs/tiny-2", run))
     compare(expected.model, found.model)
     assert expected.training is not None
     assert found.training is not None
     compare(expected.training["optimizer"], found.training["optimizer"])
     compare(expected.training["weights"], found.training["weights"])
+
+
+@pytest.mark.usefixtures("restarted")
+def test_restarted_run_is_bit_identical_to_an_uninterrupted_run(folder: Path, config: Config) -> None:
+    train_in_processes(2, config.model_copy(update={"output_dir": folder / "whole"}))
+    assert_is_restarted_run(folder, "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("restarted")
+def test_restarted_run_is_bit_identical_to_a_two_node_run(folder: Path) -> None:
+    endpoint = f"--rdzv-endpoint=localhost:{free_port()}"
+    rendezvous = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", endpoint)
+    words = ("torch.distributed.run", *rendezvous, "-m", "fcos", "train", "tiny.yaml", "output_dir=nodes")
+    for code, _, err in [finish(node) for node in [start(folder, *words), start(folder, *words)]]:
+        assert code == 0, err
+    assert_is_restarted_run(folder, "nodes")
 
 
 def test_surviving_process_reports_the_lost_process(restarted: str) -> None:

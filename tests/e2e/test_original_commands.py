@@ -116,6 +116,7 @@ def test_original_commands_train_and_evaluate_mask_rcnn(
     assert {"AP", "AP_mask"} <= metrics["metrics"].keys()
 
 
+@pytest.mark.slow  # an error of the data is reported once in test_lost_processes.py
 def test_unknown_key_is_reported_once_by_two_processes(folder: Path) -> None:
     done = run(f"{TORCHRUN} tools/test_net.py --config-file {CONFIG} SOLVER.BASE_RL 1")
     assert done.returncode == 1

@@ -1,31 +1,74 @@
-"""Two and three processes, started as users do, train, stop, resume and evaluate like one process."""
+"""Two and three processes train, stop, resume and evaluate like one process."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from processes import SECONDS, train_in_processes
+from hooks import at_call, before_forward
+from processes import in_launched_processes, train_in_processes
 
 import fcos
 from fcos.config import Config
 from fcos.data import build_train_loader, load_annotations
+from fcos.distributed import all_gather, broadcast_buffers, rank
 from fcos.interop.checkpoints import load_checkpoint
+from fcos.models.fcos import FCOS
 from fcos.recipes import load_config
 from fcos.training import loop
 
 SIDE = 96
 STEPS, STOP_AT = 6, 3
 
-PROGRAM = Path(__file__).parents[1] / "helpers/programs/stopped_processes.py"
+
+def stop_training(_: FCOS) -> None:
+    if rank() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_evaluation(_done: int, _total: int) -> None:
+    if rank() == 1:
+        raise KeyboardInterrupt
+
+
+def outcome(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    try:
+        return function(*arguments, **options)
+    except KeyboardInterrupt:
+        return "stopped"
+
+
+def stop_and_resume(folder: Path) -> None:
+    """Train, evaluate and stop both; then resume the training. Process 1 is asked to stop, not process 0.
+
+    `folder` gets the stopped weights, `stopped.pt`, the results of all processes, `results.json`, and the output of
+    the resumed training in each process, `out0.txt` and `out1.txt`.
+    """
+    weights = folder / "two/weights/last.pt"
+    with before_forward(FCOS, at_call(STOP_AT, stop_training)):
+        found = {"training": outcome(fcos.train, folder / "config.yaml")}
+    found["detections"] = fcos.evaluate(weights).detections
+    found["evaluation"] = outcome(fcos.evaluate, weights, progress=stop_evaluation)
+    norm = torch.nn.BatchNorm2d(2)
+    norm.running_mean = torch.full((2,), 5.0 + rank())
+    broadcast_buffers(norm)
+    found["mean"] = norm.running_mean.tolist()
+    every = all_gather(found)
+    if rank() == 0:
+        (folder / "results.json").write_text(json.dumps(every))
+        shutil.copy(weights, folder / "stopped.pt")
+    with (folder / f"out{rank()}.txt").open("w") as file, redirect_stdout(file):
+        fcos.train(folder / "two/config.yaml", "train.resume=true")
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +99,8 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "device": "cpu",
         }
     )
-    file = folder / "config.yaml"
-    file.write_text(config.to_yaml())
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", PROGRAM, file],
-        capture_output=True, text=True, timeout=SECONDS, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (folder / "out.txt").write_text(done.stdout.partition("resumed\n")[2])
+    (folder / "config.yaml").write_text(config.to_yaml())
+    in_launched_processes(2, stop_and_resume, folder)
     loop.train(config.model_copy(update={"output_dir": folder / "one"}))
     return folder
 
@@ -120,8 +156,9 @@ def test_both_ranks_get_all_detections_and_buffers_of_rank_zero(folder: Path, re
 
 
 def test_only_rank_zero_prints_and_writes_files(folder: Path) -> None:
-    out = (folder / "out.txt").read_text()
+    out, other = ((folder / f"out{i}.txt").read_text() for i in range(2))
     assert out.count("val at iteration 6") == out.count("best.pt: AP") == 1
+    assert other == ""
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["one", "two"]
     assert sorted(p.name for p in (folder / "two/weights").iterdir()) == ["best.pt", "last-1.pt", "last.pt"]
 
@@ -164,11 +201,9 @@ def uneven(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "device": "cpu",
         }
     )
-    for count in (1, 2):
-        result = fcos.train(config, f"train.devices={count}", f"output_dir={folder / str(count)}")
-        assert result.run == folder / str(count)
-        assert result.metrics["AP"] == load_checkpoint(result.run / "weights/best.pt").metrics["AP"]
-    train_in_processes(3, config.model_copy(update={"output_dir": folder / "3"}))
+    loop.train(config.model_copy(update={"output_dir": folder / "1"}))
+    for count in (2, 3):
+        train_in_processes(count, config.model_copy(update={"output_dir": folder / str(count)}))
     return folder
 
 
@@ -196,7 +231,7 @@ def test_retinanet_trains_in_two_processes_like_in_one(data: Path, tmp_path: Pat
     settings = {"iterations": 3, "batch_size": 3, "warmup": "none", "log_every": 1}
     sizes = {"root": data, "short_side": SIDE, "max_side": SIDE, "workers": 0}
     config = Config.model_validate({"model": model, "data": sizes, "train": settings, "device": "cpu"})
-    fcos.train(config, f"output_dir={tmp_path / '1'}")
+    loop.train(config.model_copy(update={"output_dir": tmp_path / "1"}))
     train_in_processes(2, config.model_copy(update={"output_dir": tmp_path / "2"}))
     one, two = (list(rows(tmp_path / str(count))) for count in (1, 2))
     for expected, found in zip(one, two, strict=True):

@@ -27,7 +27,7 @@ from fcos.cli import main
 from fcos.config import Config
 from fcos.interop.checkpoints import load_checkpoint
 
-KILLS, STOPS = 20, 4
+STOPS = 4
 STEPS = 12
 TIMINGS = ("minutes", "images_per_second", "data_share")
 
@@ -189,25 +189,26 @@ def assert_matches_uninterrupted_run(folder: Path, run: str) -> None:
     assert not list((folder / run / "weights").glob(".*"))
 
 
+@pytest.mark.parametrize("count", [6, pytest.param(20, marks=pytest.mark.slow)])
 def test_run_killed_at_random_moments_resumes_bit_identically(
-    folder: Path, commands: Commands, duration: float
+    folder: Path, commands: Commands, duration: float, count: int
 ) -> None:
     seed = random.randrange(1000)
     print(f"seed {seed}")  # shown when the test fails
     moments = random.Random(seed)
     kills = runs = 0
     while True:
-        process = commands.start(*train_words(folder, f"killed{runs}", workers=moments.randrange(4)))
-        process.join(moments.uniform(0, duration) if kills < KILLS else SECONDS)
+        process = commands.start(*train_words(folder, f"killed{count}_{runs}", workers=moments.randrange(4)))
+        process.join(moments.uniform(0, duration) if kills < count else SECONDS)
         if process.exitcode is None:
             process.kill()
             process.join()
-            assert kills < KILLS, commands.log.read_text()  # fails if it hangs
+            assert kills < count, commands.log.read_text()  # fails if it hangs
             kills += 1
             continue
         assert process.exitcode == 0, commands.log.read_text()
-        assert_matches_uninterrupted_run(folder, f"killed{runs}")
-        if kills == KILLS:
+        assert_matches_uninterrupted_run(folder, f"killed{count}_{runs}")
+        if kills == count:
             return
         runs += 1
 

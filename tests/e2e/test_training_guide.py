@@ -17,6 +17,7 @@ from processes import finish, free_port
 from typer.testing import CliRunner
 
 from fcos.cli import app
+from fcos.html_page import Section
 from fcos.interop.checkpoints import load_checkpoint
 
 GUIDE = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
@@ -80,6 +81,7 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
     shutil.copy(data / "images/0.png", folder / "PHOTO.jpg")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(Section, "charts", lambda *_: None)  # drawing them in every report takes half of the time
         (folder / "output.txt").write_text("".join(run(line) for line in COMMANDS if line.startswith("fcos ")))
         yield folder
 
@@ -121,6 +123,7 @@ def test_devices_option_trains_in_several_processes(folder: Path) -> None:
     assert environment["processes"] == "2"
 
 
+@pytest.mark.slow  # test_lost_processes.py trains with torchrun, too
 def test_torchrun_trains_in_several_processes(folder: Path) -> None:
     (line,) = (line for line in COMMANDS if line.startswith("torchrun --nproc_per_node"))
     assert "2 images over 2 processes, at most 1 in a micro-batch" in launch(line, processes=2)

@@ -13,6 +13,7 @@ from fcos.models.retinanet import RetinaNet
 
 NAMES = ("cat", "dog", "owl")
 CATEGORY_IDS = (18, 3, 90)
+MOBILENET = {"backbone": {"name": "mobilenet_v2", "weights": None}}
 
 
 def build_fcos(config: DetectorConfig, *, num_classes: int, pretrained: bool = False) -> FCOS:

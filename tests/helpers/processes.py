@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
-import fcos
 from fcos.config import Config
+from fcos.training.loop import train
 
 SECONDS = 600
 """Timeout after which a process counts as hanging; far more than any process needs on a busy machine."""
@@ -60,17 +60,22 @@ def _process(rank: int, count: int, work: Callable[..., Any], folder: Path, args
 
 
 def train_in_processes(count: int, config: Config) -> None:
-    """Run `fcos.train` in several processes that have the environment variables of torchrun."""
+    """Train in several processes that have the environment variables of torchrun, without the report of the run."""
+    in_launched_processes(count, train, config)
+
+
+def in_launched_processes(count: int, work: Callable[..., Any], *args: Any) -> None:
+    """Run `work(*args)` in several processes that have the environment variables of torchrun."""
     forkserver()
-    start_processes(_train, (count, free_port(), config), nprocs=count, start_method="forkserver")
+    start_processes(_launched, (count, free_port(), work, args), nprocs=count, start_method="forkserver")
 
 
-def _train(rank: int, count: int, port: int, config: Config) -> None:
+def _launched(rank: int, count: int, port: int, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     os.environ.update({name: str(value) for name, value in variables.items()})
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
-    fcos.train(config)
+    work(*args)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:

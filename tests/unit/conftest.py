@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tiny_data import coco_tree, write_coco
 from videos import write_video
 
 from fcos.config import Config
+from fcos.html_page import Chart, Section
 from fcos.training.loop import train
 
 
@@ -26,7 +27,10 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def configure(tmp_path: Path, data: Path) -> Callable[..., Config]:
-    """Return a function that builds the config of a two-step run in `tmp_path/run`; keywords are options of `train`."""
+    """Return a function that builds the config of a two-step run in `tmp_path/run`; keywords are options of `train`.
+
+    The default backbone is very cheap and has no batch norm.
+    """
 
     def build(*, model: dict[str, Any] | None = None, **settings: Any) -> Config:
         options = {
@@ -36,7 +40,7 @@ def configure(tmp_path: Path, data: Path) -> Callable[..., Config]:
         return Config.model_validate(
             {
                 "model": {
-                    "backbone": {"name": "mobilenet_v2", "weights": None},
+                    "backbone": {"name": "own_backbone:Own"},
                     "fpn": {"channels": 64},
                     **options,
                     **(model or {}),
@@ -49,6 +53,23 @@ def configure(tmp_path: Path, data: Path) -> Callable[..., Config]:
         )
 
     return build
+
+
+@pytest.fixture
+def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `fcos.train` write no report, whose charts take most of the time of a short run."""
+    monkeypatch.setattr("fcos.reporting.report.write_report", lambda folder, **_: folder / "report.html")
+
+
+@pytest.fixture
+def without_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the charts of pages by their titles: drawing them takes most of the time of a report."""
+
+    def add_titles(section: Section, charts: Sequence[Chart]) -> None:
+        for chart in charts:
+            section.text(chart.title)
+
+    monkeypatch.setattr(Section, "charts", add_titles)
 
 
 @pytest.fixture

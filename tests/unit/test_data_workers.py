@@ -221,6 +221,7 @@ def test_a_killed_worker_is_an_error_that_names_the_remedy(tmp_path: Path) -> No
     assert issubclass(WorkerError, DataError)
 
 
+@pytest.mark.usefixtures("without_report")
 def test_a_run_whose_worker_is_killed_saves_and_resumes(configure: Callable[..., Config], tmp_path: Path) -> None:
     config = configure(iterations=12)
     whole = train(config.model_copy(update={"output_dir": tmp_path / "whole"})).run

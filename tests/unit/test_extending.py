@@ -48,10 +48,8 @@ DETECTOR = '''class GridConfig(DetectorConfig):
 
 
 def copy_package(folder: Path) -> Path:
-    """Copy the package into a folder and return the copy."""
-    return Path(
-        shutil.copytree(Path(fcos.__file__).parent, folder / "fcos", ignore=shutil.ignore_patterns("__pycache__"))
-    )
+    """Copy the package, with its bytecode, into a folder and return the copy."""
+    return Path(shutil.copytree(Path(fcos.__file__).parent, folder / "fcos"))
 
 
 def edit(path: Path, pattern: str, replacement: str) -> None:

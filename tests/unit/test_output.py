@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from detectors import MOBILENET
 from processes import SECONDS, finish
 
 from fcos.config import Config
@@ -28,7 +29,7 @@ def run_in_shell(line: str, *arguments: object) -> subprocess.CompletedProcess[s
 @pytest.fixture
 def config_file(configure: Callable[..., Config], tmp_path: Path) -> Path:
     file = tmp_path / "own.yaml"
-    file.write_text(configure().to_yaml())
+    file.write_text(configure(model=MOBILENET).to_yaml())
     return file
 
 
@@ -67,7 +68,10 @@ def test_training_continues_in_a_closed_terminal(config_file: Path, tmp_path: Pa
     assert load_checkpoint(tmp_path / "run/weights/best.pt").iteration == 2
 
 
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "no_such_backend", "svg"])
+@pytest.mark.parametrize(
+    "backend",
+    ["module://matplotlib_inline.backend_inline", pytest.param("no_such_backend", marks=pytest.mark.slow), "svg"],
+)
 def test_charts_and_names_are_drawn_whatever_backend_a_notebook_selects(backend: str) -> None:
     result = subprocess.run(
         [sys.executable, str(PROGRAMS / "draw_with_backend.py")],

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from detectors import MOBILENET
 from evaluations import f1_of_classes
 from hotcoco import COCO, COCOeval
 from matplotlib.figure import Figure
@@ -234,6 +235,7 @@ class TestUnusualRuns:
         assert table(section(page, "Metrics on val"))["all classes"][1] == "\N{EN DASH}"
         assert "Score thresholds" not in page
 
+    @pytest.mark.usefixtures("without_charts")
     def test_missing_image_is_reported_and_left_out(self, make: Callable[..., Made]) -> None:
         made = make()
         before = made.page()
@@ -259,6 +261,7 @@ class TestUnusualRuns:
         assert "best.pt contains different thresholds or none" in page
         assert table(section(page, "Score thresholds")).keys() == made.evaluation.boxes_per_class.keys()
 
+    @pytest.mark.usefixtures("without_charts")
     @pytest.mark.parametrize("missing", [True, False], ids=["missing", "from other weights"])
     def test_missing_or_stale_evaluation_is_rerun(self, make: Callable[..., Made], missing: bool) -> None:
         made = make()
@@ -315,7 +318,7 @@ def test_report_command_reproduces_the_report_of_training(
 
 
 def test_report_reevaluates_best_pt_with_the_given_options(configure: Callable[..., Config], tmp_path: Path) -> None:
-    run = loop.train(configure(eval_every=1)).run
+    run = loop.train(configure(model=MOBILENET, eval_every=1)).run
     before = json.loads((run / "val/metrics.json").read_text())
     shutil.rmtree(run / "val")
     (tmp_path / "data").rename(tmp_path / "elsewhere")

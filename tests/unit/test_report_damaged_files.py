@@ -19,6 +19,8 @@ from fcos.errors import WriteError
 from fcos.evaluation.results import load_evaluation, save_evaluation
 from fcos.files import write_text
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:

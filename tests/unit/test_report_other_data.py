@@ -14,6 +14,8 @@ import fcos
 from fcos.errors import DataError
 from fcos.evaluation.evaluate import Evaluation
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 
 @pytest.fixture
 def made(tmp_path: Path) -> Made:

@@ -25,6 +25,7 @@ from fcos.recipes import load_config
 from fcos.training.folder import lock_folder
 from fcos.training.loop import train
 
+pytestmark = pytest.mark.usefixtures("without_report")
 Contents = dict[Path, bytes]
 
 

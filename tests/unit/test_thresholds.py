@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectors import MOBILENET
 from evaluations import f1_of_classes, random_task
 from PIL import Image
 
@@ -67,7 +68,7 @@ def test_class_without_correct_detections_has_no_threshold(correct: list[bool]) 
 def test_training_saves_thresholds_in_best_pt_and_metrics_json(
     configure: Callable[..., Config], tmp_path: Path
 ) -> None:
-    run = train(configure()).run
+    run = train(configure(model=MOBILENET)).run
     checkpoint = load_checkpoint(run / "weights/best.pt")
     metrics = json.loads((run / "val/metrics.json").read_text())
     assert metrics["thresholds"] == checkpoint.thresholds
@@ -86,7 +87,7 @@ class TestPredict:
 
     def weights(self, configure: Callable[..., Config], tmp_path: Path, thresholds: dict[str, float]) -> Path:
         path = tmp_path / "w.pt"
-        config = configure(model={"score_threshold": 0.0})
+        config = configure(model={**MOBILENET, "score_threshold": 0.0})
         torch.manual_seed(0)
         model = build_model(config.model, num_classes=2, pretrained=False)
         save_checkpoint(

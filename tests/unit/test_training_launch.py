@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from fcos.checkpoint import save_checkpoint
 from fcos.config import Config
 from fcos.errors import ConfigError, TrainingError
 from fcos.training import launch
+from fcos.training.folder import BEST
 from fcos.training.launch import processes_to_start
+from fcos.training.loop import TrainResult
 
 
 def config(devices: int | None, device: str = "cpu", batch_size: int = 4) -> Config:
@@ -98,6 +101,20 @@ def test_error_names_the_process_that_caused_the_failure(
     assert text in str(caught.value)
     assert str(caught.value).endswith(f"continue with: fcos train {tmp_path / 'a/config.yaml'} train.resume=true")
     assert caught.value.told == told
+
+
+def test_launch_returns_the_folder_and_the_metrics_of_the_best_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = config(2).model_copy(update={"output_dir": tmp_path / "a"})
+
+    def save(*_: object) -> None:
+        (tmp_path / "a/weights").mkdir(parents=True)
+        details = {"class_names": ["cat"], "category_ids": [1], "metrics": {"AP": 0.5}}
+        save_checkpoint(tmp_path / "a" / BEST, model=torch.nn.Linear(1, 1), config=run, **details)
+
+    monkeypatch.setattr(launch, "elastic_launch", lambda *_: save)
+    assert launch.launch(run, "a", 2) == TrainResult(tmp_path / "a", {"AP": 0.5})
 
 
 def test_launch_leaves_no_temporary_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import socket
 import struct
 import subprocess
@@ -187,13 +188,13 @@ def test_logger_that_cannot_start_stops_the_run(configure: Callable[..., Config]
     with pytest.raises(ConfigError, match=message):
         fcos.train(configure(loggers=["tensorboard", "own_logger:Unreachable"]))
     assert threading.excepthook is hook  # the logger that started first is closed
-    fcos.train(configure(loggers=["csv"]))  # the same folder can be used again
+    train(configure(loggers=["csv"]))  # the same folder can be used again
 
 
 def test_lost_connection_is_not_reported_as_full_disk(
     configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fcos.train(configure(loggers=["own_logger:Disconnected"], iterations=3))
+    train(configure(loggers=["own_logger:Disconnected"], iterations=3))
     out = capsys.readouterr().out
     assert out.count("the logger own_logger:Disconnected failed and was closed: ConnectionResetError") == 1
     assert "free up disk space" not in out
@@ -249,7 +250,7 @@ def test_mlflow_logs_config_and_metrics_and_resumes_the_run(
     (found,) = client.search_runs([experiment.experiment_id])
     assert found.info.run_name == run.name
     assert found.info.status == "FINISHED"
-    assert found.data.params["model.backbone.name"] == "mobilenet_v2"
+    assert found.data.params["model.backbone.name"] == "own_backbone:Own"
     steps = [metric.step for metric in client.get_metric_history(found.info.run_id, "train/loss")]
     assert steps == [1, 2, 3]
     assert {*LOSSES, "val/AP"} <= found.data.metrics.keys()
@@ -286,9 +287,20 @@ def outcomes(folder: Path) -> tuple[str, list[int]]:
     return run.info.status, [record.exit.exit_code for record in wandb_records(file) if record.HasField("exit")]
 
 
+@pytest.fixture(scope="module")
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an empty database of MLflow, whose creation takes seconds; do not modify it."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
-def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def services(mlflow_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the loggers of services, configured to keep everything on this machine."""
+    shutil.copy(mlflow_database, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setenv("WANDB_MODE", "offline")
     return ["mlflow", "wandb"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from detectors import build_fcos
+from detectors import MOBILENET, build_fcos
 from hooks import at_call, before_forward
 from tiny_data import CLASSES, coco_tree, write_coco
 
@@ -71,8 +71,7 @@ def test_run_folder_contains_all_results(configure: Callable[..., Config], tmp_p
 def test_first_averages_of_statistics_are_copies_only_with_the_option(
     configure: Callable[..., Config], tmp_path: Path, options: dict[str, Any], copies_statistics: bool
 ) -> None:
-    backbone = {"name": "mobilenet_v2", "weights": None, "norm": "bn"}
-    train(configure(model={"backbone": backbone}, ema=0.9, **options))
+    train(configure(model=MOBILENET, ema=0.9, **options))
     last = torch.load(tmp_path / "run/weights/last.pt", weights_only=True)
     averaged, latest = last["model"], last["training"]["weights"]
     names = [name for name in averaged if name.endswith(("running_mean", "running_var"))]
@@ -83,7 +82,7 @@ def test_first_averages_of_statistics_are_copies_only_with_the_option(
 @pytest.mark.parametrize(
     "options",
     [
-        {"ema": 0.9},
+        {"model": MOBILENET, "ema": 0.9},
         {"optimizer": "adamw", "schedule": "cosine", "clip_norm": 1.0},
         {"model": {"backbone": {"name": "own_backbone:Drops"}}},  # draws random numbers
         {"model": {"name": "retinanet"}, "ema": 0.9},
@@ -292,7 +291,7 @@ def test_licence_of_the_backbone_weights_is_kept_in_checkpoints(
 ) -> None:
     monkeypatch.setattr("fcos.training.prepare.license_warning", lambda name, weights: f"that of {name}")
     train(configure(iterations=1))
-    assert load_checkpoint(tmp_path / "run/weights/best.pt").licence == "that of mobilenet_v2"
+    assert load_checkpoint(tmp_path / "run/weights/best.pt").licence == "that of own_backbone:Own"
 
 
 def test_message_uses_singular_for_one_iteration(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from detectors import build_fcos
+from detectors import MOBILENET, build_fcos
 from hooks import after_forward, at_call, before_forward
 from torch import Tensor
 
@@ -177,7 +177,7 @@ def test_ten_consecutive_nonfinite_steps_stop_the_run(configure: Callable[..., C
 
 def test_skipped_step_does_not_change_batch_norm_statistics(configure: Callable[..., Config]) -> None:
     """Infinite activations reach the running statistics before the loss is computed."""
-    config = configure(iterations=1, on_nonfinite="skip", model={"pixel_std": [1e-38, 1.0, 1.0]})
+    config = configure(iterations=1, on_nonfinite="skip", model={**MOBILENET, "pixel_std": [1e-38, 1.0, 1.0]})
     end, start = load_checkpoint(train(config).run / "weights/last.pt").model, fresh_state(config)
     assert all(torch.equal(end[name], start[name]) for name in end)
 

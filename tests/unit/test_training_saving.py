@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from detectors import build_fcos
+from detectors import MOBILENET, build_fcos
 from hooks import at_call, before_forward
 from tiny_data import coco_tree, write_coco
 
@@ -227,6 +227,7 @@ def test_resume_keeps_unassigned_counts_of_an_older_version(
     assert float(shares[0]) > 0
 
 
+@pytest.mark.usefixtures("without_report")
 @pytest.mark.parametrize("files", ["last", "best"])
 def test_full_disk_at_the_end_raises_and_the_run_can_be_resumed(
     configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: str
@@ -317,9 +318,9 @@ def test_checkpoint_without_stored_steps_can_be_resumed(configure: Callable[...,
 
 def test_resume_keeps_momentum_if_parameter_groups_change(configure: Callable[..., Config]) -> None:
     """The two towers have the same shapes; centerness and logits have not."""
-    before = configure(lr_factors={"head.cls_tower.*": 0.5, "head.logits.*": 0.1})
+    before = configure(model=MOBILENET, lr_factors={"head.cls_tower.*": 0.5, "head.logits.*": 0.1})
     checkpoint = load_checkpoint(train(before).run / "weights/last.pt")
-    after = configure(lr_factors={"head.box_tower.*": 0.5, "head.centerness.*": 0.1})
+    after = configure(model=MOBILENET, lr_factors={"head.box_tower.*": 0.5, "head.centerness.*": 0.1})
     model, data = build_model(after.model, num_classes=2), load_annotations(after.data, "train")
     assert data is not None
     assert checkpoint.training is not None

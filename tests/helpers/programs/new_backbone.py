@@ -15,6 +15,7 @@ from fcos.config.backbones import BACKBONES
 from fcos.config.options import options_of
 from fcos.config.text import annotated_yaml
 from fcos.models import build_model
+from fcos.training.loop import train
 
 OPTIONS = [
     "model.backbone.name=patches",
@@ -40,7 +41,7 @@ def main(folder: Path) -> None:
     run = [f"data={data}", "data.workers=0", "train.iterations=2", "train.batch_size=2", "device=cpu"]
     config = fcos.load_config(None, [*OPTIONS, *run, "data.short_side=32", f"output_dir={folder / 'run'}"])
     backbone = config.model.backbone
-    weights = fcos.train(config).run / "weights" / "last.pt"
+    weights = train(config).run / "weights" / "last.pt"
     facts = {
         "package": str(Path(fcos.__file__).parent),
         "channels": build_model(config.model, num_classes=2).get_submodule("backbone").channels,
