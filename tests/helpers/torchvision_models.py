@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torchvision.models import detection
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from fcos.checkpoint import Checkpoint, load_weights
@@ -27,6 +28,8 @@ RCNNS = (
     "keypointrcnn_resnet50_fpn",
 )
 NUM_LABELS = 6
+KEYPOINT_CHANNELS = (64,) * 8
+"""Channels of the keypoint head, which has 512 in torchvision's function, so that a detection costs little."""
 _STD: tuple[dict[str, float], ...] = (
     {"head.classification_head.cls_logits": 2.0, "head.regression_head.bbox_reg": 0.3},
     {"rpn.head.cls_logits": 2.0, "rpn.head.bbox_pred": 0.3},
@@ -47,19 +50,27 @@ OUR_LIMITS: dict[str, dict[str, Any]] = {
 """The same limits as options of `model`."""
 
 
-def random_model(name: str, num_labels: int = 6, *, seed: int = 1, **options: Any) -> nn.Module:
-    """Build one of torchvision's detectors with weights that give many detections, of every class and size.
+def initial_model(name: str, num_labels: int = NUM_LABELS, **options: Any) -> nn.Module:
+    """Build one of torchvision's detectors for small images, in evaluation mode.
 
     Args:
         name: name of torchvision's function.
         num_labels: number of classes including background.
-        seed: seed of the weights.
         **options: options of the function.
     """
-    torch.manual_seed(seed)
     limits = LIMITS["retinanet" if name.startswith("retinanet") else "rcnn"]
     options = {"min_size": 96, "max_size": 192, **limits, **options}
     model = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=num_labels, **options).eval()
+    if name.startswith("keypoint"):
+        model.roi_heads.keypoint_head = KeypointRCNNHeads(256, KEYPOINT_CHANNELS)
+        model.roi_heads.keypoint_predictor = KeypointRCNNPredictor(KEYPOINT_CHANNELS[-1], 17)
+    return model
+
+
+def random_model(name: str, num_labels: int = NUM_LABELS, *, seed: int = 1, **options: Any) -> nn.Module:
+    """Build an `initial_model` with weights that give many detections, of every class and size."""
+    torch.manual_seed(seed)
+    model = initial_model(name, num_labels, **options)
     for key, tensor in model.state_dict().items():
         if key.endswith("running_var"):
             tensor.uniform_(0.5, 1.5)
@@ -123,9 +134,12 @@ def suppress_background(name: str, model: nn.Module) -> nn.Module:
 
 def our_detector(checkpoint: Checkpoint) -> DetectionModel:
     section = checkpoint.config["model"]
-    limits = OUR_LIMITS[section["name"]]
-    proposals = {**section.get("proposals", {}), **limits.get("proposals", {})}
-    section = {**section, **limits, **({"proposals": proposals} if proposals else {})}
+    limits = dict(OUR_LIMITS[section["name"]])
+    if "keypoints" in section:
+        limits["keypoints"] = {"conv_channels": KEYPOINT_CHANNELS}
+    section = section | {
+        key: {**section.get(key, {}), **value} if isinstance(value, dict) else value for key, value in limits.items()
+    }
     config = validate({**checkpoint.config, "model": section}, where="torchvision")
     model = build_model(config.model, num_classes=len(checkpoint.category_ids), pretrained=False)
     load_weights(model, checkpoint.model, where="torchvision")

@@ -89,7 +89,9 @@ def test_predict_does_not_import_the_compiler_or_training(tmp_path):
     assert modules.isdisjoint(heavy | {"fcos.training.loop", "fcos.reporting.report", "fcos.doctor.check"})
 
 
-@pytest.mark.parametrize("first", ["fcos.boxes", "torch._dynamo", "torchvision", "fcos.models"])
+@pytest.mark.parametrize(
+    "first", ["fcos.boxes", "torch._dynamo", "torchvision", pytest.param("fcos.models", marks=pytest.mark.slow)]
+)
 def test_the_compiler_works_after_the_import_without_it(first):
     program = f"import {first}, sys; import fcos.boxes; from torch._dynamo.utils import counters, is_compile_supported;"
     program += "from torchvision.ops import roi_align as module; import torchvision.ops.roi_align;"
