@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,10 +34,21 @@ ORIGINAL_NAMES = {
 """The original's names of the losses of R-CNN."""
 
 
+SLOW = {
+    "test_detections_match_the_original": ("e2e_keypoint_rcnn_R_50_FPN_1x",),
+    "test_losses_and_gradients_match_the_original": ("e2e_faster_rcnn_R_50_C4_1x",),
+}
+"""Models whose head is expensive, by the test that only `make test-slow` runs for them."""
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "model" in metafunc.fixturenames:
-        entries = region_entries(metafunc.config)
-        metafunc.parametrize("model", entries, ids=[e["file"] for e in entries], indirect=True, scope="module")
+        slow = SLOW.get(metafunc.function.__name__, ())
+        cases = [
+            pytest.param(entry, id=entry["file"], marks=[pytest.mark.slow] if Path(entry["file"]).stem in slow else [])
+            for entry in region_entries(metafunc.config)
+        ]
+        metafunc.parametrize("model", cases, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
