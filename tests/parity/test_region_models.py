@@ -8,13 +8,12 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from golden import RegionModel, folder, region_entries, sample, tensor
+from golden import RegionModel, folder, parametrize_models, region_entries, sample, tensor
 from torch import Tensor
 
 from fcos.models import DetectionModel
@@ -43,12 +42,7 @@ SLOW = {
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "model" in metafunc.fixturenames:
-        slow = SLOW.get(metafunc.function.__name__, ())
-        cases = [
-            pytest.param(entry, id=entry["file"], marks=[pytest.mark.slow] if Path(entry["file"]).stem in slow else [])
-            for entry in region_entries(metafunc.config)
-        ]
-        metafunc.parametrize("model", cases, indirect=True, scope="module")
+        parametrize_models(metafunc, {entry["file"]: entry for entry in region_entries(metafunc.config)}, SLOW)
 
 
 @pytest.fixture(scope="module")

@@ -136,7 +136,7 @@ def test_program_contains_operators_of_pytorch_only(detector: Detector, tmp_path
     assert_detects_the_same(exported.path, detector)
 
 
-@pytest.mark.parametrize("nms", ["matrix", "none"])
+@pytest.mark.parametrize("nms", ["matrix", pytest.param("none", marks=pytest.mark.slow)])
 def test_proposals_of_two_stages_are_selected_in_this_form(nms: Any, tmp_path: Path) -> None:
     detector = small_detector("rcnn", **(MASKS if nms == "matrix" else {}))
     exported = detector.export(tmp_path / "model.onnx", nms=nms, **ONE_SIZE)
