@@ -43,7 +43,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("model", entries, ids=[e["file"] for e in entries], indirect=True, scope="module")
         return
     cases = [
-        pytest.param(entry, dtype, id=f"{entry['file']}-{dtype}", marks=[pytest.mark.slow] if is_slow else [])
+        pytest.param(
+            entry,
+            dtype,
+            id=f"{entry['file']}-{str(dtype).removeprefix('torch.')}",
+            marks=[pytest.mark.slow] if is_slow else [],
+        )
         for entry in entries
         for dtype in (torch.float32, torch.float64)
         for is_slow in [dtype in SLOW.get(Path(entry["file"]).stem, ())]
