@@ -5,7 +5,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 # One thread for each process: small tensors gain nothing from more, and threads that compete lose much.
 # Bytecode is written, even if the environment forbids it, because otherwise every process compiles all modules again.
-PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --durations 20
+# A worker runs whole files, so that their fixtures are built once.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --durations 20
 DEMO := demo
 DEMO_OPTIONS ?= data.short_side=192 data.flip=0 train.iterations=900
 

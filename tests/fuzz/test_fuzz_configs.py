@@ -65,7 +65,7 @@ def test_damaged_configs_are_used_or_rejected(count: int, tmp_path: Path) -> Non
     fuzz(check, inputs, count)
 
 
-@examples(300)
+@examples(150, slow=40)
 def test_odd_overrides_are_used_or_rejected(count: int, tmp_path: Path) -> None:
     keys = [*flatten(CONFIG), "data", "data.train.images", "model", "train.weights", "nothing", "train.nothing", ""]
     values = st.one_of(st.sampled_from(ODD_TEXTS + YAML_TEXTS), st.sampled_from(ODD_VALUES).map(repr))

@@ -107,7 +107,7 @@ def resume(run_folder: Path, folder: Path, damage: Callable[[Path], bool]) -> No
         result_or_message(lambda: fcos.train(folder / "config.yaml", *options))
 
 
-@examples(12)
+@examples(4, slow=60)  # each resumes a run
 def test_damaged_training_state_is_resumed_or_rejected(count: int, run_folder: Path, tmp_path: Path) -> None:
     content = torch.load(run_folder / "weights/last.pt", weights_only=True)
 
@@ -118,7 +118,7 @@ def test_damaged_training_state_is_resumed_or_rejected(count: int, run_folder: P
     fuzz(check, damaged_tree(content["training"], VALUES), count)
 
 
-@examples(8)
+@examples(4, slow=40)
 def test_damaged_run_folders_are_resumed_or_rejected(count: int, run_folder: Path, tmp_path: Path) -> None:
     names = ("weights/last.pt", "metrics.csv", "config.yaml", "environment.json")
     damages = st.sampled_from(names).flatmap(

@@ -53,6 +53,8 @@ SMALL: dict[str, dict[str, Any]] = {
 MASKS: dict[str, Any] = {"mask": {"enabled": True, "conv_channels": [16], "resolution": 7}}
 KEYPOINTS: dict[str, Any] = {"keypoints": {"enabled": True, "conv_channels": [16], "num_keypoints": 5, "resolution": 7}}
 """Options of `model` for heads of R-CNN."""
+ONE_SIZE: dict[str, Any] = {"size": (64, 64), "batch": 1}
+"""Options of an export that takes a third of the time, because all shapes are known."""
 C4: dict[str, Any] = {
     "backbone": {"name": "resnet50", "weights": None},
     "fpn": {"enabled": False},

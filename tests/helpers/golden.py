@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -181,6 +182,24 @@ def network_input(inputs: dict[str, np.ndarray], keys: dict[str, Any]) -> Tensor
     normalised = (pixel - keys["INPUT.PIXEL_MEAN"]) / keys["INPUT.PIXEL_STD"]
     named = [array for key, array in inputs.items() if key == name or key.startswith(f"{name}_")]
     return tensor(min(named, key=lambda array: np.abs(array[0, :, 0, 0] - normalised).max()))
+
+
+def parametrize_models(
+    metafunc: pytest.Metafunc, models: Mapping[str, Any], slow: Mapping[str, Collection[str]]
+) -> None:
+    """Parametrize the fixture `model` of a module.
+
+    Args:
+        metafunc: the test.
+        models: parameter of each model, by its file name.
+        slow: names of the models that only `make test-slow` runs, by the name of the test.
+    """
+    names = slow.get(metafunc.function.__name__, ())
+    cases = [
+        pytest.param(model, id=file, marks=[pytest.mark.slow] if Path(file).stem in names else [])
+        for file, model in models.items()
+    ]
+    metafunc.parametrize("model", cases, indirect=True, scope="module")
 
 
 def manifest_of(goldens: Path, entry: dict[str, Any]) -> dict[str, Any]:

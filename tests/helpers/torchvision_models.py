@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torchvision.models import detection
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from fcos.checkpoint import Checkpoint, load_weights
@@ -27,6 +28,8 @@ RCNNS = (
     "keypointrcnn_resnet50_fpn",
 )
 NUM_LABELS = 6
+KEYPOINT_CHANNELS = (64,) * 8
+"""Channels of the keypoint head, which has 512 in torchvision's function, so that a detection costs little."""
 _STD: tuple[dict[str, float], ...] = (
     {"head.classification_head.cls_logits": 2.0, "head.regression_head.bbox_reg": 0.3},
     {"rpn.head.cls_logits": 2.0, "rpn.head.bbox_pred": 0.3},
@@ -47,19 +50,27 @@ OUR_LIMITS: dict[str, dict[str, Any]] = {
 """The same limits as options of `model`."""
 
 
-def random_model(name: str, num_labels: int = 6, *, seed: int = 1, **options: Any) -> nn.Module:
-    """Build one of torchvision's detectors with weights that give many detections, of every class and size.
+def initial_model(name: str, num_labels: int = NUM_LABELS, **options: Any) -> nn.Module:
+    """Build one of torchvision's detectors for small images, in evaluation mode.
 
     Args:
         name: name of torchvision's function.
         num_labels: number of classes including background.
-        seed: seed of the weights.
         **options: options of the function.
     """
-    torch.manual_seed(seed)
     limits = LIMITS["retinanet" if name.startswith("retinanet") else "rcnn"]
     options = {"min_size": 96, "max_size": 192, **limits, **options}
     model = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=num_labels, **options).eval()
+    if name.startswith("keypoint"):
+        model.roi_heads.keypoint_head = KeypointRCNNHeads(256, KEYPOINT_CHANNELS)
+        model.roi_heads.keypoint_predictor = KeypointRCNNPredictor(KEYPOINT_CHANNELS[-1], 17)
+    return model
+
+
+def random_model(name: str, num_labels: int = NUM_LABELS, *, seed: int = 1, **options: Any) -> nn.Module:
+    """Build an `initial_model` with weights that give many detections, of every class and size."""
+    torch.manual_seed(seed)
+    model = initial_model(name, num_labels, **options)
     for key, tensor in model.state_dict().items():
         if key.endswith("running_var"):
             tensor.uniform_(0.5, 1.5)
@@ -123,9 +134,12 @@ def suppress_background(name: str, model: nn.Module) -> nn.Module:
 
 def our_detector(checkpoint: Checkpoint) -> DetectionModel:
     section = checkpoint.config["model"]
-    limits = OUR_LIMITS[section["name"]]
-    proposals = {**section.get("proposals", {}), **limits.get("proposals", {})}
-    section = {**section, **limits, **({"proposals": proposals} if proposals else {})}
+    limits = dict(OUR_LIMITS[section["name"]])
+    if "keypoints" in section:
+        limits["keypoints"] = {"conv_channels": KEYPOINT_CHANNELS}
+    section = section | {
+        key: {**section.get(key, {}), **value} if isinstance(value, dict) else value for key, value in limits.items()
+    }
     config = validate({**checkpoint.config, "model": section}, where="torchvision")
     model = build_model(config.model, num_classes=len(checkpoint.category_ids), pretrained=False)
     load_weights(model, checkpoint.model, where="torchvision")
@@ -142,6 +156,7 @@ class Pair(NamedTuple):
     @torch.inference_mode()
     def detect(self, images: Sequence[Tensor]) -> tuple[list[Instances], list[dict[str, Tensor]]]:
         transform: Any = self.theirs.transform
+        images = [image.to(next(self.ours.parameters())) for image in images]
         found = self.ours.detect(*network_input(transform, images))
         sizes = [(image.shape[1], image.shape[2]) for image in images]
         return [image.resize_to(size) for image, size in zip(found, sizes, strict=True)], self.theirs(images)
@@ -150,7 +165,10 @@ class Pair(NamedTuple):
 def make_pair(name: str, seed: int) -> Pair:
     num_labels = 2 if name.startswith("keypoint") else NUM_LABELS
     theirs = suppress_background(name, random_model(name, num_labels, seed=seed))
-    return Pair(name, theirs, our_detector(from_torchvision(theirs.state_dict())))
+    ours = our_detector(from_torchvision(theirs.state_dict()))
+    if name.startswith("keypoint"):  # in float32, rounding would decide between cells of a keypoint's map
+        return Pair(name, theirs.double(), ours.double())
+    return Pair(name, theirs, ours)
 
 
 def assert_same_details(found: Instances, expected: dict[str, Tensor]) -> None:
@@ -169,9 +187,9 @@ def assert_same_details(found: Instances, expected: dict[str, Tensor]) -> None:
     if "keypoints" in expected:
         order = match_boxes(found, expected)
         assert found.keypoints is not None
-        keypoints = found.keypoints[order]
-        torch.testing.assert_close(keypoints[..., :2], expected["keypoints"][..., :2], rtol=0, atol=0.01)
-        torch.testing.assert_close(keypoints[..., 2], expected["keypoints_scores"], rtol=0, atol=1e-4)
+        keypoints = found.keypoints[order].float()  # of torchvision, some are float32
+        torch.testing.assert_close(keypoints[..., :2], expected["keypoints"][..., :2].float(), rtol=0, atol=0.01)
+        torch.testing.assert_close(keypoints[..., 2], expected["keypoints_scores"].float(), rtol=0, atol=1e-4)
 
 
 def match_boxes(found: Instances, expected: dict[str, Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from detectors import build_fcos
 from dialects import Dialect, dialect, names, network_input, used_tensors
-from golden import folder, load, numbered, tensor
+from golden import folder, load, numbered, parametrize_models, tensor
 from ground_truth import objects_of
 
 from fcos.checkpoint import load_weights
@@ -28,6 +28,10 @@ TERMS = {
 }
 
 
+SLOW = {"test_losses_and_gradients_match_adelaidet": ("adelaidet__R_50_1x", "adelaidet__RT_MS_R_50_4x_syncbn")}
+"""Models that only `make test-slow` runs, by test: the other two have the same backbone and the same losses."""
+
+
 def has_adelaidet_losses(goldens: Path, name: str) -> bool:
     numbers = load(goldens / "dialects" / f"{name}.npz")
     return name.startswith("adelaidet") and any(key.startswith("f64/train") for key in numbers)
@@ -36,7 +40,7 @@ def has_adelaidet_losses(goldens: Path, name: str) -> bool:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "model" in metafunc.fixturenames:
         found = [name for name in names(metafunc.config) if has_adelaidet_losses(folder(metafunc.config), name)]
-        metafunc.parametrize("model", found, indirect=True, scope="module")
+        parametrize_models(metafunc, {name: name for name in found}, SLOW)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from detectors import build_fcos
 from dialects import Dialect, dialect, names, network_input, used_tensors
 from fill_dialects import head_outputs
-from golden import folder, load, postprocess_of, tensor
+from golden import folder, load, parametrize_models, postprocess_of, tensor
 from torch import Tensor
 
 from fcos.checkpoint import load_weights
@@ -27,6 +27,9 @@ from fcos.models.fcos import FCOS
 from fcos.models.points import locations
 from fcos.models.postprocess import suppress
 from fcos.structures import Instances
+
+SLOW = {"test_detections_match_the_source_project": ("adelaidet__MS_X_101_32x8d_2x_dcnv2",)}
+"""Models that only `make test-slow` runs, by test: its head outputs are compared and decoded like the others."""
 
 
 def post_cases(config: pytest.Config) -> list[tuple[str, str]]:
@@ -41,7 +44,7 @@ def post_cases(config: pytest.Config) -> list[tuple[str, str]]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "model" in metafunc.fixturenames:
-        metafunc.parametrize("model", names(metafunc.config), indirect=True, scope="module")
+        parametrize_models(metafunc, {name: name for name in names(metafunc.config)}, SLOW)
     if "post_case" in metafunc.fixturenames:
         metafunc.parametrize("post_case", post_cases(metafunc.config), ids="-".join)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,13 +26,34 @@ from fcos.training.optim import build_optimizer, learning_rate_factor, set_learn
 STRICT = 1e-7
 STRICT_BOX = 5e-7
 LOSSES = ("loss_cls", "loss_box", "loss_centerness")
-DTYPES = [pytest.param(torch.float32, id="float32"), pytest.param(torch.float64, id="float64")]
+SLOW = {
+    "fcos_R_50_FPN_1x": (torch.float64,),  # MobileNetV2 has the same losses, imprv_R_50 the same backbone
+    "fcos_imprv_R_50_FPN_1x": (torch.float32,),
+    "fcos_imprv_dcnv2_R_50_FPN_1x": (torch.float32,),
+    "fcos_imprv_X_101_32x8d_FPN_2x": (torch.float32, torch.float64),
+}
+"""Models that are trained only by `make test-slow`, and the types of their weights."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "model" in metafunc.fixturenames:
-        entries = model_entries(metafunc.config)
+    if "model" not in metafunc.fixturenames:
+        return
+    entries = model_entries(metafunc.config)
+    if "dtype" not in metafunc.fixturenames:
         metafunc.parametrize("model", entries, ids=[e["file"] for e in entries], indirect=True, scope="module")
+        return
+    cases = [
+        pytest.param(
+            entry,
+            dtype,
+            id=f"{entry['file']}-{str(dtype).removeprefix('torch.')}",
+            marks=[pytest.mark.slow] if is_slow else [],
+        )
+        for entry in entries
+        for dtype in (torch.float32, torch.float64)
+        for is_slow in [dtype in SLOW.get(Path(entry["file"]).stem, ())]
+    ]
+    metafunc.parametrize(("model", "dtype"), cases, indirect=["model"], scope="module")
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +145,6 @@ def test_features_and_head_outputs_match_the_original(model: Model, outputs: dic
         np.testing.assert_allclose([float(s) for s in stats], model.numbers[f"{key}/stats"], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 def test_losses_gradients_and_optimizer_steps_match_the_original(model: Model, dtype: torch.dtype) -> None:
     """All cases share the outputs, because they have the same images. The case with the steps comes last."""
     strict = dtype == torch.float64

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden import RegionModel, folder, region_entries, sample, tensor
+from golden import RegionModel, folder, parametrize_models, region_entries, sample, tensor
 from torch import Tensor
 
 from fcos.models import DetectionModel
@@ -33,10 +33,16 @@ ORIGINAL_NAMES = {
 """The original's names of the losses of R-CNN."""
 
 
+SLOW = {
+    "test_detections_match_the_original": ("e2e_keypoint_rcnn_R_50_FPN_1x",),
+    "test_losses_and_gradients_match_the_original": ("e2e_faster_rcnn_R_50_C4_1x",),
+}
+"""Models whose head is expensive, by the test that only `make test-slow` runs for them."""
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "model" in metafunc.fixturenames:
-        entries = region_entries(metafunc.config)
-        metafunc.parametrize("model", entries, ids=[e["file"] for e in entries], indirect=True, scope="module")
+        parametrize_models(metafunc, {entry["file"]: entry for entry in region_entries(metafunc.config)}, SLOW)
 
 
 @pytest.fixture(scope="module")

@@ -5,18 +5,22 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import tiny_backbone
 import torch
 from detectors import TINY
+from exports import small_detector
 from tiny_data import coco_tree, write_coco
 from videos import write_video
 
 from fcos.config import Config
 from fcos.html_page import Chart, Section
 from fcos.training.loop import train
+
+if TYPE_CHECKING:
+    from fcos.export.write import Exported
 
 
 @pytest.fixture
@@ -97,6 +101,13 @@ def configure_rcnn(configure: Callable[..., Config], data: Path) -> Callable[...
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a video of five frames; do not modify it."""
     return write_video(tmp_path_factory.mktemp("clip") / "clip.mp4")
+
+
+@pytest.fixture(scope="session")
+def exported_detector(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Export `small_detector()` as an ONNX file for any batch and size, also for Triton; do not modify the files."""
+    folder = tmp_path_factory.mktemp("exported")
+    return small_detector().export(folder / 'my "cells".onnx', triton=folder / "models")
 
 
 @pytest.fixture(scope="session")

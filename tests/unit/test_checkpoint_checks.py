@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,17 @@ from fcos.interop.checkpoints import load_checkpoint
 WEIGHT = "fpn.lateral.0.weight"
 
 
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config, path = tiny_config(), tmp_path_factory.mktemp("intact") / "a.pt"
+    save_checkpoint(path, model=tiny_model(config), config=config, class_names=NAMES, category_ids=CATEGORY_IDS)
+    return path
+
+
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    config = tiny_config()
-    model = tiny_model(config)
-    save_checkpoint(tmp_path / "a.pt", model=model, config=config, class_names=NAMES, category_ids=CATEGORY_IDS)
-    return tmp_path / "a.pt"
+def file(intact: Path, tmp_path: Path) -> Path:
+    """A copy that the test may change."""
+    return Path(shutil.copy(intact, tmp_path))
 
 
 def change(file: Path, act: Callable[[dict[str, Any]], object]) -> None:

@@ -35,6 +35,8 @@ STRIDES = {
     "few": [8, 16],
     "one": [32],
 }
+SHAPES = [("usual", (97, 131)), ("usual", (1, 1)), ("fine", (64, 96)), ("few", (33, 160)), ("one", (250, 63))]
+"""Strides and image sizes (height, width)."""
 
 
 def build(
@@ -156,14 +158,17 @@ def test_detections_are_the_candidates_after_suppression(name: str) -> None:
         assert (detections.scores.diff() <= 0).all()
 
 
+def test_only_the_builders_import_detector_modules() -> None:
+    graph = grimp.build_graph("fcos")
+    for name in DETECTORS:
+        importers = graph.find_modules_that_directly_import(type(build(name=name)).__module__)
+        assert importers, name
+        assert importers <= {"fcos.models.building", "fcos.models.building_rcnn"}, name
+
+
 @pytest.mark.parametrize("name", DETECTORS)
-def test_only_the_builders_import_detector_modules(name: str) -> None:
-    config = DETECTORS[name](name=name)
+def test_detector_section_has_its_name(name: str) -> None:
     assert DETECTORS[name].model_fields["name"].default == name
-    module = type(build_model(config, num_classes=2, pretrained=False)).__module__
-    importers = grimp.build_graph("fcos").find_modules_that_directly_import(module)
-    assert importers
-    assert importers <= {"fcos.models.building", "fcos.models.building_rcnn"}
 
 
 def test_every_detector_has_a_config_section_and_a_builder() -> None:
@@ -242,20 +247,21 @@ def test_two_stage_detector_supports_test_time_augmentation() -> None:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("strides", STRIDES.values(), ids=STRIDES)
-def test_micro_batch_losses_sum_to_the_batch_losses(strides: list[int], options: dict[str, Any]) -> None:
-    model = build(strides, **options)
-    for size in ((64, 96), (97, 131), (33, 160), (1, 1), (250, 63)):
-        images, sizes, targets = batch(*size, images=5)
-        whole = model(images, sizes, targets)
-        normalizers = model.loss_normalizers(targets, size)
-        assert normalizers is not None
-        again = model(images, sizes, targets, normalizers)
-        torch.testing.assert_close(again.terms, whole.terms, rtol=0, atol=0)
-        parts = [model(images[part], sizes[part], targets[part], normalizers) for part in (slice(2), slice(2, 5))]
-        for name, term in whole.terms.items():
-            assert sum(part.terms[name].item() for part in parts) == pytest.approx(term.item(), rel=1e-5), (size, name)
-        assert sum(part.stats["unassigned"] for part in parts) == whole.stats["unassigned"], size
+@pytest.mark.parametrize(("strides", "size"), SHAPES)
+def test_micro_batch_losses_sum_to_the_batch_losses(
+    strides: str, options: dict[str, Any], size: tuple[int, int]
+) -> None:
+    model = build(STRIDES[strides], **options)
+    images, sizes, targets = batch(*size, images=5)
+    whole = model(images, sizes, targets)
+    normalizers = model.loss_normalizers(targets, size)
+    assert normalizers is not None
+    again = model(images, sizes, targets, normalizers)
+    torch.testing.assert_close(again.terms, whole.terms, rtol=0, atol=0)
+    parts = [model(images[part], sizes[part], targets[part], normalizers) for part in (slice(2), slice(2, 5))]
+    for name, term in whole.terms.items():
+        assert sum(part.terms[name].item() for part in parts) == pytest.approx(term.item(), rel=1e-5), name
+    assert sum(part.stats["unassigned"] for part in parts) == whole.stats["unassigned"]
 
 
 # -------------------------------------------------------------------------------------------------------------- options

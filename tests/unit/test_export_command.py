@@ -48,7 +48,7 @@ def test_termination_leaves_no_files(weights: Path, capsys: pytest.CaptureFixtur
     before = signal.signal(signal.SIGTERM, fail)
     try:
         with before_forward(DetectionModel, stop_in_the_proof):
-            code, _, _ = run(capsys, "export", weights, OWN_CODE)
+            code, _, _ = run(capsys, "export", weights, OWN_CODE, "--size", "64x64", "--batch", "1")
     finally:
         signal.signal(signal.SIGTERM, before)
     assert (code, len(written)) == (130, 1)

@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 from detectors import CATEGORY_IDS, NAMES
-from exports import C4, KEYPOINTS, MASKS, batch_of, picture, small_detector
+from exports import C4, KEYPOINTS, MASKS, ONE_SIZE, batch_of, picture, small_detector
 from small_backbones import one_block_per_stage
 
 import fcos
@@ -24,10 +24,12 @@ from fcos.export.exported import ExportedModel
 from fcos.export.graph import raw_outputs
 from fcos.export.onnx import OPSETS, with_constant_threshold
 from fcos.export.runtimes import OnnxRuntime, open_exported
+from fcos.export.write import Exported
 from fcos.extras import import_package
 from fcos.keypoints import KeypointLayout
 
 FORMS = {"onnx": "model.onnx", "openvino": "model.xml", "torch_export": "model.pt2"}
+OTHER_FORMS = ["openvino", "torch_export"]
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +37,10 @@ def detector() -> Detector:
     return small_detector()
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory, detector: Detector) -> Path:
+@pytest.fixture
+def exported(exported_detector: Exported) -> Path:
     """An ONNX file for any batch and size."""
-    return detector.export(tmp_path_factory.mktemp("onnx") / "model.onnx").path
+    return exported_detector.path
 
 
 def assert_same_boxes(found: Instances, expected: Instances) -> None:
@@ -84,7 +86,7 @@ def test_onnx_file_is_valid_and_has_named_inputs_and_outputs(exported: Path) -> 
     assert [opset.version for opset in model.opset_import if not opset.domain] == [20]
 
 
-@pytest.mark.parametrize("opset", [21, OPSETS[-1]])
+@pytest.mark.parametrize("opset", [pytest.param(21, marks=pytest.mark.slow), OPSETS[-1]])
 def test_group_normalisation_is_an_operator_of_later_opsets(opset: int, detector: Detector, tmp_path: Path) -> None:
     exported = detector.export(tmp_path / "model.onnx", opset=opset)
     assert exported.proof.passed
@@ -116,7 +118,7 @@ def test_exported_file_is_loaded_like_weights(exported: Path, detector: Detector
     assert_same_predictions(loaded, detector)
 
 
-@pytest.mark.parametrize("form", ["openvino", "torch_export"])
+@pytest.mark.parametrize("form", OTHER_FORMS)
 def test_other_formats_predict_the_same(form: Any, tmp_path: Path) -> None:
     detector = small_detector()
     detector.model.to(memory_format=torch.channels_last)  # as of `fcos.load`
@@ -125,7 +127,7 @@ def test_other_formats_predict_the_same(form: Any, tmp_path: Path) -> None:
     assert_same_predictions(fcos.load(exported.path), detector)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["onnx", *(pytest.param(form, marks=pytest.mark.slow) for form in OTHER_FORMS)])
 def test_masks_and_keypoints_are_exported(form: Any, tmp_path: Path) -> None:
     masks: dict[str, Any] = {"mask": {**MASKS["mask"], "margin": 1.0}}
     detector = small_detector("rcnn", max_detections=10, **masks, **KEYPOINTS)
@@ -148,7 +150,11 @@ def test_r_cnn_on_c4_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert fcos.load(exported.path).model.detect(*batch_of((50, 60)))[0].mask_grids is not None
 
 
-@pytest.mark.parametrize("name", ["retinanet", "rpn", "rcnn"])
+@pytest.mark.parametrize(
+    "name",
+    # The R-CNN with masks and keypoints above contains the other two.
+    ["retinanet", pytest.param("rpn", marks=pytest.mark.slow), pytest.param("rcnn", marks=pytest.mark.slow)],
+)
 def test_other_detectors_predict_the_same(name: str, tmp_path: Path) -> None:
     detector = small_detector(name)
     exported = detector.export(tmp_path / "model.onnx")
@@ -156,6 +162,7 @@ def test_other_detectors_predict_the_same(name: str, tmp_path: Path) -> None:
     assert_same_predictions(fcos.load(exported.path), detector)
 
 
+@pytest.mark.slow  # test_export_graph.py compares the graph of inclusive boxes
 def test_inclusive_boxes_and_ties_are_exported(tmp_path: Path) -> None:
     detector = small_detector(box_convention="inclusive", max_detections=5)
     exported = detector.export(tmp_path / "model.onnx")
@@ -182,17 +189,17 @@ def test_fixed_sizes_are_static_and_smaller_images_are_padded(detector: Detector
 
 
 def test_candidates_are_exported_for_runtimes_without_nms(detector: Detector, tmp_path: Path) -> None:
-    exported = detector.export(tmp_path / "model.onnx", nms="none")
+    exported = detector.export(tmp_path / "model.onnx", nms="none", size=(112, 144), batch=2)
     assert "NonMaxSuppression" not in {node.op_type for node in onnx.load(exported.path).graph.node}
     images, sizes = batch_of((97, 131), (64, 33))
     outputs = OnnxRuntime(exported.path)(images, sizes)
-    assert outputs["boxes"].shape == (2, 400, 4)  # two levels
+    assert outputs["boxes"].shape == (2, 200 + 63 * 3, 4)  # the second level has 63 locations and 3 classes
     assert outputs["valid"].sum(dim=1).tolist() == [len(image) for image in detector.model.candidates(images, sizes)]
     with pytest.raises(WeightsError, match=r"exported with --nms none, so it returns no detections"):
         fcos.load(exported.path)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["onnx", *(pytest.param(form, marks=pytest.mark.slow) for form in OTHER_FORMS)])
 def test_raw_outputs_are_exported(form: Any, detector: Detector, tmp_path: Path) -> None:
     exported = detector.export(tmp_path / FORMS[form], form=form, raw=True)
     assert re.fullmatch(r"10 images: largest difference \S+ of outputs \(limit 0\.0001\)", exported.proof.summary())
@@ -208,7 +215,7 @@ def test_raw_outputs_are_exported(form: Any, detector: Detector, tmp_path: Path)
 
 @pytest.mark.parametrize(("form", "precision"), [("onnx", "float16"), ("torch_export", "bfloat16")])
 def test_network_computes_in_half_precision(form: Any, precision: Any, detector: Detector, tmp_path: Path) -> None:
-    exported = detector.export(tmp_path / FORMS[form], form=form, precision=precision)
+    exported = detector.export(tmp_path / FORMS[form], form=form, precision=precision, size=(96, 128), batch=1)
     assert exported.proof.tolerances == TOLERANCES[precision]
     assert exported.proof.differences.scores > 1e-5
     if form == "onnx":
@@ -235,7 +242,7 @@ def test_metadata_describes_the_file(exported: Path) -> None:
     assert "sides that 16 divides" in texts["input"]
     assert "continuous" in texts["output"]
     assert json.loads(texts["config"])["model"]["max_detections"] == 30
-    figures = json.loads(exported.with_name("model.onnx.proof.json").read_text())
+    figures = json.loads(exported.with_name(f"{exported.name}.proof.json").read_text())
     assert json.loads(texts["proof"]) == figures["low_threshold"]
     assert figures["as_written"]["images"] == 10
     assert figures["as_written"]["detections"] > 0
@@ -252,7 +259,7 @@ def test_failed_proof_leaves_no_file(detector: Detector, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(OnnxRuntime, "__call__", wrong)
     with pytest.raises(ExportError, match=r"model\.onnx does not detect what PyTorch detects, so it is not written"):
-        detector.export(tmp_path / "model.onnx")
+        detector.export(tmp_path / "model.onnx", **ONE_SIZE)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -272,7 +279,7 @@ def test_file_itself_is_compared_too(detector: Detector, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(write, "with_constant_threshold", wrong)
     with pytest.raises(ExportError, match=r"model\.onnx does not detect what PyTorch detects, so it is not written"):
-        detector.export(tmp_path / "model.onnx")
+        detector.export(tmp_path / "model.onnx", **ONE_SIZE)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -345,7 +352,7 @@ def test_exported_file_of_a_compiled_detector_needs_no_compiler(
     compiled = Detector(
         detector.model, validate({**detector.config.to_dict(), "eval": {"compile": True}}, where="test")
     )
-    file = compiled.export(tmp_path / "model.onnx").path
+    file = compiled.export(tmp_path / "model.onnx", **ONE_SIZE).path
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert not fcos.load(file).config.eval.compile
 

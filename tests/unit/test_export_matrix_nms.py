@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 import torchvision
-from exports import MASKS, batch_of, small_detector
+from exports import MASKS, ONE_SIZE, batch_of, small_detector
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -120,7 +120,7 @@ def test_onnx_file_contains_a_loop_instead_of_the_operator(detector: Detector, t
 
 
 def test_openvino_runs_the_loop(detector: Detector, tmp_path: Path) -> None:
-    exported = detector.export(tmp_path / "model.xml", form="openvino", nms="matrix")
+    exported = detector.export(tmp_path / "model.xml", form="openvino", nms="matrix", size=(144, 112), batch=4)
     assert_detects_the_same(exported.path, detector)
 
 
@@ -136,9 +136,10 @@ def test_program_contains_operators_of_pytorch_only(detector: Detector, tmp_path
     assert_detects_the_same(exported.path, detector)
 
 
-@pytest.mark.parametrize("nms", ["matrix", "none"])
+@pytest.mark.parametrize("nms", ["matrix", pytest.param("none", marks=pytest.mark.slow)])
 def test_proposals_of_two_stages_are_selected_in_this_form(nms: Any, tmp_path: Path) -> None:
-    exported = small_detector("rcnn", **(MASKS if nms == "matrix" else {})).export(tmp_path / "model.onnx", nms=nms)
+    detector = small_detector("rcnn", **(MASKS if nms == "matrix" else {}))
+    exported = detector.export(tmp_path / "model.onnx", nms=nms, **ONE_SIZE)
     operators = [node.op_type for node in onnx.load(exported.path).graph.node]
     assert "NonMaxSuppression" not in operators
     assert operators.count("Loop") == (2 if nms == "matrix" else 1)

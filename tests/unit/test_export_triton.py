@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exports import small_detector
 from google.protobuf import text_format
 
 from fcos import FCOSError
 from fcos.export.triton import check_repository
+from fcos.export.write import Exported
 
 
 def parse_config(path: Path) -> Any:
@@ -27,11 +27,10 @@ def parse_config(path: Path) -> Any:
     return text_format.Parse(path.read_text(), module.ModelConfig())
 
 
-def test_repository_has_the_file_and_a_configuration_with_dynamic_batching(tmp_path: Path) -> None:
-    exported = small_detector().export(tmp_path / 'my "cells".onnx', triton=tmp_path / "models")
-    model = tmp_path / 'models/my "cells"'
-    assert exported.triton_path == model
-    assert (model / "1/model.onnx").read_bytes() == exported.path.read_bytes()
+def test_repository_has_the_file_and_a_configuration_with_dynamic_batching(exported_detector: Exported) -> None:
+    file, model = exported_detector.path, exported_detector.path.parent / 'models/my "cells"'
+    assert exported_detector.triton_path == model
+    assert (model / "1/model.onnx").read_bytes() == file.read_bytes()
     config = parse_config(model / "config.pbtxt")
     assert (config.name, config.backend, config.max_batch_size) == ('my "cells"', "onnxruntime", 8)
     assert config.dynamic_batching.max_queue_delay_microseconds == 2000

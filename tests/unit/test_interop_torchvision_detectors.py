@@ -16,6 +16,7 @@ from torchvision_models import (
     Pair,
     assert_equal,
     assert_same_details,
+    initial_model,
     make_pair,
     network_input,
     old_names,
@@ -28,8 +29,14 @@ from fcos.interop.torchvision import from_torchvision, to_torchvision
 from fcos.models.anchors import Sampler, assign_anchors
 from fcos.structures import Objects
 
+PAIRS = [
+    # Mask R-CNN contains Faster R-CNN.
+    pytest.param(name, marks=[pytest.mark.slow] if name.startswith("faster") else [])
+    for name in [*RETINANETS, *RCNNS]
+]
 
-@pytest.fixture(scope="module", params=[*RETINANETS, *RCNNS])
+
+@pytest.fixture(scope="module", params=PAIRS)
 def pair(request: pytest.FixtureRequest) -> Pair:
     return make_pair(request.param, 1)
 
@@ -54,7 +61,14 @@ def test_detections_match_torchvision(pair: Pair, sizes: list[tuple[int, int]], 
         assert_same_details(found, expected)
 
 
-@pytest.mark.parametrize("name", ["retinanet_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "keypointrcnn_resnet50_fpn"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "retinanet_resnet50_fpn",
+        pytest.param("maskrcnn_resnet50_fpn_v2", marks=pytest.mark.slow),
+        "keypointrcnn_resnet50_fpn",
+    ],
+)
 def test_detections_of_other_weights_match_torchvision(name: str) -> None:
     pair = make_pair(name, seed=2)
     for found, expected in zip(*pair.detect([torch.rand(3, 130, 64)]), strict=True):
@@ -144,7 +158,7 @@ def test_losses_of_faster_rcnn_match_torchvision_if_nothing_is_sampled() -> None
 def test_filler_rows_do_not_change_softmax_scores() -> None:
     name = "fasterrcnn_resnet50_fpn"
     checkpoint = replace(from_torchvision(random_model(name).state_dict()), category_ids=(1, 3, 7, 8, 30))
-    theirs = random_model(name, 31)
+    theirs = initial_model(name, 31)
     theirs.load_state_dict(to_torchvision(checkpoint))
     (found,), (expected,) = Pair(name, theirs, our_detector(checkpoint)).detect([torch.rand(3, 96, 128)])
     labels = torch.tensor(checkpoint.category_ids)[found.labels]
@@ -168,7 +182,7 @@ def test_old_weights_have_no_epsilon_in_batch_norm() -> None:
             module.eps = 0.0
     found, expected = Pair(name, theirs, our_detector(checkpoint)).detect(images)
     assert_same_details(found[0], expected[0])
-    plain = random_model(name)
+    plain = initial_model(name)
     plain.load_state_dict(back, strict=False)
     with torch.inference_mode():
         (again,) = plain(images)

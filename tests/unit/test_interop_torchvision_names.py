@@ -34,6 +34,14 @@ from fcos.keypoints import COCO_PERSON
 from fcos.models import build_model
 from fcos.training.start import start_from
 
+
+@pytest.fixture(scope="module")
+def mask_rcnn() -> dict[str, Tensor]:
+    """Weights of torchvision's Mask R-CNN for the classes of COCO."""
+    model = detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
+    return randomise(model)
+
+
 OLD = ("retinanet_resnet50_fpn", "maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn")
 
 
@@ -209,8 +217,8 @@ def test_weights_by_name_predict_and_convert(tmp_path: Path, monkeypatch: pytest
             assert torch.equal(back[key], tensor)
 
 
-def test_fine_tuning_keeps_the_rows_of_shared_classes() -> None:
-    checkpoint = from_torchvision(random_model("maskrcnn_resnet50_fpn", 91).state_dict())
+def test_fine_tuning_keeps_the_rows_of_shared_classes(mask_rcnn: dict[str, Tensor]) -> None:
+    checkpoint = from_torchvision(mask_rcnn)
     config = validate(checkpoint.config, where="torchvision").model
     names = ("robot", "toothbrush", "person")
     model = build_model(config, num_classes=3, pretrained=False)
@@ -235,11 +243,13 @@ def test_fine_tuning_keeps_the_rows_of_shared_classes() -> None:
         ({"location": "center", "anchor_rounding": "none"}, "model.location=corner model.anchor_rounding=corners"),
     ],
 )
-def test_fine_tuning_names_all_options_with_another_meaning(changed: dict[str, Any], told: str) -> None:
-    checkpoint = from_torchvision(random_model("maskrcnn_resnet50_fpn").state_dict(), class_names=list("abcde"))
+def test_fine_tuning_names_all_options_with_another_meaning(
+    mask_rcnn: dict[str, Tensor], changed: dict[str, Any], told: str
+) -> None:
+    checkpoint = from_torchvision(mask_rcnn)
     section = {**checkpoint.config["model"], **changed}
     config = validate({**checkpoint.config, "model": section}, where="torchvision").model
-    model = build_model(config, num_classes=5, pretrained=False)
+    model = build_model(config, num_classes=len(checkpoint.class_names), pretrained=False)
     if not config.predicts_masks:
         checkpoint = replace(checkpoint, model={k: v for k, v in checkpoint.model.items() if "mask" not in k})
     summary = start_from(model, checkpoint, config, checkpoint.class_names, where="tv.pth")

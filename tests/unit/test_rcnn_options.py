@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from small_backbones import one_block_per_stage
 from tiny_data import coco_tree, write_coco
 
 import fcos
@@ -91,7 +92,8 @@ def test_options_of_details_that_are_not_predicted_are_named_before_a_training(
     assert [text for text in caplog.messages if "no effect" in text] == ([message] if message else [])
 
 
-def test_recipe_of_keypoint_rcnn_builds_and_trains(tmp_path: Path) -> None:
+def test_recipe_of_keypoint_rcnn_builds_and_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one_block_per_stage(monkeypatch)
     config = load_config("keypoint_rcnn_r50")
     assert (config.model.num_predicted_keypoints, config.data.largest_short_side) == (17, 800)
     tree = coco_tree()
@@ -102,7 +104,8 @@ def test_recipe_of_keypoint_rcnn_builds_and_trains(tmp_path: Path) -> None:
         write_coco(tmp_path / "data", tree, split=split)
     options = """
         data.workers=0 data.short_side=64 data.max_side=96 model.backbone.weights=null model.fpn.channels=32
-        model.box.linear_channels=32 model.keypoints.conv_channels=[16] model.keypoints.num_keypoints=2
+        model.box.linear_channels=32 model.box.samples_per_image=32 model.keypoints.conv_channels=[16]
+        model.keypoints.num_keypoints=2 model.max_detections=5
         train.batch_size=2 train.iterations=2 device=cpu
     """
     result = fcos.train(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectors import CATEGORY_IDS, NAMES, tiny_config
+from small_backbones import one_block_per_stage
 from tiny_data import coco_tree, write_coco
 from tiny_rcnn import DETAILS, build, total, with_details
 from torch import Tensor
@@ -208,7 +209,8 @@ def test_heads_of_details_need_the_annotations() -> None:
 
 @pytest.mark.parametrize("size", ["r50", "mnv2_small"])
 @pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn"])
-def test_recipes_build_and_train(kind: str, size: str, tmp_path: Path) -> None:
+def test_recipes_build_and_train(kind: str, size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one_block_per_stage(monkeypatch)
     tree = coco_tree()
     for annotation in tree["annotations"]:
         x, y, width, height = annotation["bbox"]
@@ -217,7 +219,8 @@ def test_recipes_build_and_train(kind: str, size: str, tmp_path: Path) -> None:
         write_coco(tmp_path / "data", tree, split=split)
     options = """
         data.workers=0 data.short_side=64 data.max_side=96 model.backbone.weights=null model.fpn.channels=32
-        model.box.linear_channels=32 train.batch_size=2 train.iterations=2 device=cpu
+        model.box.linear_channels=32 model.box.samples_per_image=32 model.max_detections=5
+        train.batch_size=2 train.iterations=2 device=cpu
     """
     config = load_config(
         f"{kind}_{size}", [f"data={tmp_path / 'data'}", f"output_dir={tmp_path / 'run'}", *options.split()]
@@ -290,10 +293,7 @@ def test_names_and_skeleton_of_keypoints_reach_the_predictions(tmp_path: Path) -
     for category in tree["categories"]:
         category.update(keypoints=["head", "tail"], skeleton=[[1, 2]], flip_pairs=[])
     root = write_coco(tmp_path, tree)
-    options = [f"output_dir={tmp_path / 'run'}", "data.keypoints=true", "model.keypoints.enabled=true"]
-    options += ["model.keypoints.num_keypoints=2", "model.backbone.weights=null", "train.weights=null"]
-    options += ["train.iterations=1", "train.batch_size=2", "data.workers=0", "data.short_side=64", "device=cpu"]
-    fcos.train("faster_rcnn_mnv2_small", f"data={root}", *options)
+    fcos.train("faster_rcnn_mnv2_small", f"data={root}", f"output_dir={tmp_path / 'run'}", *KEYPOINTS.split())
     weights = tmp_path / "run/weights/last.pt"
     expected = KeypointLayout(("head", "tail"), ((0, 1),), ())
     assert load_checkpoint(weights).keypoint_layout == expected
