@@ -162,7 +162,6 @@ def train(recipe: str | Path | Config, *overrides: str) -> TrainResult:
     else:
         recipe = check_source(recipe, name="recipe")
         config, name = load_config(recipe, overrides), Path(recipe).stem
-    warn_of_unused_details(config)
     from .data.workers import limit_workers  # slow imports: config errors come first
     from .training.folder import with_current_folder
     from .training.launch import launch, processes_to_start
@@ -177,6 +176,7 @@ def train(recipe: str | Path | Config, *overrides: str) -> TrainResult:
     require_open_files(limit_workers(config.data.workers, processes=processes if processes > 1 else None))
     if processes > 1:
         return launch(config, name, processes)
+    warn_of_unused_details(config)  # not before `launch`, whose processes warn
     result = run(config, name=name)
     _write_report(result)
     return result

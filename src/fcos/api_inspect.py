@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from .restore import RestoredDetector
     from .speed.measure import Benchmark
 
-_MEASURED = {"eval.batch_size": "--batch", "eval.compile": "--compile", "eval.precision": "--precision"}
-"""Options of a benchmark in place of those of the config, of which it measures several values."""
+_MEASURED = {"batch_size": "--batch", "compile": "--compile", "precision": "--precision"}
+"""Options of a benchmark in place of those of `eval` and `train`, of which it measures several values."""
 
 
 def explain(
@@ -147,8 +147,9 @@ def benchmark(
 
     for override in overrides:
         key = override.partition("=")[0].strip()
-        if key in _MEASURED:
-            raise ConfigError(f"{key}: no effect on a benchmark; use {_MEASURED[key]}")
+        section, _, name = key.partition(".")
+        if section in ("eval", "train") and name in _MEASURED:
+            raise ConfigError(f"{key}: no effect on a benchmark; use {_MEASURED[name]}")
     if seconds is not None and repeats is not None:
         raise ConfigError("--seconds: no effect beside --repeats, which sets the number of batches; remove one of them")
     previous_threads = torch.get_num_threads()

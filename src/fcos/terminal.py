@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_LOADERS = ("fcos.data.loader", "fcos.data.workers")
+"""Loggers of warnings that differ between the processes of torchrun: each loads other images."""
+
+
 def prepare_output(*, hide_warnings: bool) -> None:
     """Show log messages of this package, and accept names that are invalid Unicode.
 
@@ -32,7 +36,10 @@ def prepare_output(*, hide_warnings: bool) -> None:
     logging.basicConfig(handlers=[handler])
     if hide_warnings and not sys.warnoptions:
         warnings.simplefilter("ignore")
-    logging.getLogger("fcos").setLevel(logging.INFO if is_rank_zero() else logging.WARNING)
+    logging.getLogger("fcos").setLevel(logging.INFO if is_rank_zero() else logging.ERROR)
+    if not is_rank_zero():  # the other warnings concern all processes, and rank 0 shows them
+        for name in _LOADERS:
+            logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class _TerminalFormatter(logging.Formatter):

@@ -1,6 +1,7 @@
 """The command `fcos`: arguments, messages, exit codes."""
 
 import json
+import logging
 import subprocess
 import sys
 
@@ -117,6 +118,16 @@ def test_only_one_of_several_processes_reports_an_error(fcos, monkeypatch, first
     code, _, err = fcos("train", "fcos_mnv2_smal")
     assert code == 2
     assert err == (f"fcos: {asked[0]}\n" if first else "")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_the_first_process_shows_warnings_that_concern_all(fcos, monkeypatch, rank):
+    monkeypatch.setenv("RANK", str(rank))
+    fcos("--version")
+    shared = ["fcos.config.overrides", "fcos.evaluation.evaluate", "fcos.downloads", "fcos.precision"]
+    own = ["fcos.data.loader", "fcos.data.workers"]
+    shown = [name for name in shared + own if logging.getLogger(name).isEnabledFor(logging.WARNING)]
+    assert shown == (own if rank else shared + own)
 
 
 def test_unknown_command_is_rejected(fcos):

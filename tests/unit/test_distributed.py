@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import pickle
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from launchers import be_second_without_first
 
+from fcos.data.shape_checks import MissingShapesError
 from fcos.distributed import broadcast, mean_over_processes, rank, resolve_device, world_size
 from fcos.errors import ConfigError, TrainingError
 from fcos.training import elastic
@@ -26,6 +29,18 @@ def test_mean_over_processes_has_no_gradient() -> None:
     mean = mean_over_processes(tensor)
     assert torch.equal(mean, tensor)
     assert not mean.requires_grad
+
+
+@pytest.mark.parametrize("option", ["masks", "keypoints"])
+def test_errors_with_attributes_reach_the_other_processes(option: Literal["masks", "keypoints"]) -> None:
+    error = MissingShapesError("found none", option)
+    error.told = True
+    received = pickle.loads(pickle.dumps(error))
+    assert (type(received), str(received), vars(received)) == (
+        MissingShapesError,
+        "found none",
+        {"option": option, "told": True},
+    )
 
 
 def test_auto_resolves_to_a_device() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+import fcos
 from fcos.checkpoint import save_checkpoint
 from fcos.config import Config
 from fcos.errors import ConfigError, TrainingError
@@ -115,6 +116,16 @@ def test_launch_returns_the_folder_and_the_metrics_of_the_best_weights(
 
     monkeypatch.setattr(launch, "elastic_launch", lambda *_: save)
     assert launch.launch(run, "a", 2) == TrainResult(tmp_path / "a", {"AP": 0.5})
+
+
+def test_only_the_started_processes_warn_of_options_without_effect(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(launch, "launch", lambda *_: TrainResult(Path("run"), {}))
+    options = ["data=DIR", "data.masks=true", "device=cpu", "train.batch_size=2"]
+    fcos.train("fcos_mnv2_small", *options, "train.devices=2")
+    assert not caplog.messages
 
 
 def test_launch_leaves_no_temporary_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ Shape letters: I images, B boxes.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,6 +24,10 @@ class MissingShapesError(DataError):
     def __init__(self, message: str, option: Literal["masks", "keypoints"]):
         super().__init__(message)
         self.option = option
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what pickle needs to build the error in the other processes of a training."""
+        return type(self), (str(self), self.option), vars(self)
 
 
 def require_shapes(source: Source, *, masks_for: str | None, keypoints: bool) -> Source:
