@@ -126,7 +126,11 @@ def test_only_the_first_process_shows_warnings_that_concern_all(fcos, monkeypatc
     fcos("--version")
     shared = ["fcos.config.overrides", "fcos.evaluation.evaluate", "fcos.downloads", "fcos.precision"]
     own = ["fcos.data.loader", "fcos.data.workers"]
-    shown = [name for name in shared + own if logging.getLogger(name).isEnabledFor(logging.WARNING)]
+    try:
+        shown = [name for name in shared + own if logging.getLogger(name).isEnabledFor(logging.WARNING)]
+    finally:
+        for name in ("fcos", *own):
+            logging.getLogger(name).setLevel(logging.NOTSET)
     assert shown == (own if rank else shared + own)
 
 

@@ -107,19 +107,6 @@ def test_invalid_coco_entry_raises_or_is_skipped(
     assert re.search(r"skipped in the train split: [a-z ]+\n", caplog.text)  # one problem
 
 
-def test_only_the_first_process_names_the_skipped_images(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_coco(tmp_path, coco_tree())
-    (tmp_path / "images" / "a.png").write_bytes(b"")
-    for rank in (1, 0):
-        monkeypatch.setattr("fcos.data.splits.rank", lambda rank=rank: rank)
-        annotations = load_annotations(config(tmp_path, on_error="skip"), "train")
-        assert annotations is not None
-        assert "a.png" not in [annotations.path(i).name for i in range(len(annotations))]
-        assert ("skipped in the train split" in caplog.text) == (rank == 0)
-
-
 def test_area_too_large_for_float_is_replaced_by_box_area(tmp_path: Path) -> None:
     tree = coco_tree()
     tree["annotations"][0]["area"] = 10**400

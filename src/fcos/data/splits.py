@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from ..config import DataConfig
-from ..distributed import rank
 from ..errors import DataError
 from ..formatting import join_some, plural, printable
 from . import fcos_core
@@ -90,7 +89,7 @@ def load_annotations(
     kept = [p for p in errors if p.kind in _KEPT]
     skipped = [p for p in errors if p.kind not in _KEPT]
     for title, group in (("skipped in", skipped), ("problems that remain in", kept)):
-        if group and rank() == 0:  # all processes read the same data
+        if group:
             logger.warning("%s", _format_problems(f"{title} the {split} split", group))
     warnings = [p for p in problems if p.severity == "warning"]
     for kind in dict.fromkeys(p.kind for p in warnings):
