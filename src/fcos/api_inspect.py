@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .speed.measure import Benchmark
 
 _MEASURED = {"eval.batch_size": "--batch", "eval.compile": "--compile", "eval.precision": "--precision"}
-"""Options of a benchmark in place of those of the config, of which it measures several values."""
+"""Options of the config that a benchmark ignores, and its own, which take several values."""
 
 
 def explain(
