@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .speed.measure import Benchmark
 
 _MEASURED = {"batch_size": "--batch", "compile": "--compile", "precision": "--precision"}
-"""Options of a benchmark in place of those of `eval` and `train`, of which it measures several values."""
+"""Options of `eval` and `train` that a benchmark ignores, and its own, which take several values."""
 
 
 def explain(

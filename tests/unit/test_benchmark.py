@@ -270,6 +270,7 @@ def test_generated_images_have_the_given_size(tmp_path: Path) -> None:
         (["eval.compile=true"], "eval.compile: no effect on a benchmark; use --compile"),
         (["eval.precision=bfloat16"], "eval.precision: no effect on a benchmark; use --precision"),
         (["train.precision=bfloat16"], "train.precision: no effect on a benchmark; use --precision"),
+        (["eval.batch_size=4"], "eval.batch_size: no effect on a benchmark; use --batch"),
     ],
 )
 def test_wrong_arguments_are_explained(

@@ -127,7 +127,7 @@ def test_other_formats_predict_the_same(form: Any, tmp_path: Path) -> None:
     assert_same_predictions(fcos.load(exported.path), detector)
 
 
-@pytest.mark.parametrize("form", ["onnx", *(pytest.param(form, marks=pytest.mark.slow) for form in OTHER_FORMS)])
+@pytest.mark.parametrize("form", ["onnx", "openvino", pytest.param("torch_export", marks=pytest.mark.slow)])
 def test_masks_and_keypoints_are_exported(form: Any, tmp_path: Path) -> None:
     masks: dict[str, Any] = {"mask": {**MASKS["mask"], "margin": 1.0}}
     detector = small_detector("rcnn", max_detections=10, **masks, **KEYPOINTS)
@@ -162,7 +162,6 @@ def test_other_detectors_predict_the_same(name: str, tmp_path: Path) -> None:
     assert_same_predictions(fcos.load(exported.path), detector)
 
 
-@pytest.mark.slow  # test_export_graph.py compares the graph of inclusive boxes
 def test_inclusive_boxes_and_ties_are_exported(tmp_path: Path) -> None:
     detector = small_detector(box_convention="inclusive", max_detections=5)
     exported = detector.export(tmp_path / "model.onnx")

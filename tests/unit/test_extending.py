@@ -49,7 +49,8 @@ DETECTOR = '''class GridConfig(DetectorConfig):
 
 def copy_package(folder: Path) -> Path:
     """Copy the package, with its bytecode, into a folder and return the copy."""
-    return Path(shutil.copytree(Path(fcos.__file__).parent, folder / "fcos"))
+    unfinished = shutil.ignore_patterns("*.pyc.*")  # that another process writes and then renames
+    return Path(shutil.copytree(Path(fcos.__file__).parent, folder / "fcos", ignore=unfinished))
 
 
 def edit(path: Path, pattern: str, replacement: str) -> None:

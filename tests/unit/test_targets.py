@@ -155,6 +155,19 @@ def test_batched_assignment_matches_single_image_assignment() -> None:
         assert torch.equal(together.boxes[i], alone.boxes[0])
 
 
+def test_boxes_of_different_precision_are_not_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, all images share a tensor."""
+    boxes = torch.tensor([[10.26, 3.31, 90.77, 60.13]])
+    targets = [Objects(boxes.to(dtype), torch.tensor([0])) for dtype in (torch.float16, torch.float32)]
+    expected = ONE.assign(targets)
+    work_like_a_gpu(monkeypatch)
+    found = ONE.assign(targets)
+    positive = expected.boxes >= 0
+    assert positive[1].any()
+    assert torch.equal(found.boxes, expected.boxes)
+    assert torch.equal(found.ltrb[positive], expected.ltrb[positive])
+
+
 def test_gpu_compares_the_boxes_of_all_images_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """More images add no operations but the copies of their boxes, labels and crowd flags to the padded tensors."""
     work_like_a_gpu(monkeypatch)
@@ -165,7 +178,15 @@ def test_gpu_compares_the_boxes_of_all_images_at_once(monkeypatch: pytest.Monkey
             ONE.assign(objects_of(*zip(*images[:number], strict=True)), radius=1.5)
         counts.append({event.key: event.count for event in recorded.key_averages()})
     added = {name: counts[1][name] - counts[0].get(name, 0) for name in counts[1]}
-    copies = {"aten::copy_", "aten::narrow", "aten::slice", "aten::select", "aten::as_strided", "aten::expand"}
+    copies = {
+        "aten::to",
+        "aten::copy_",
+        "aten::narrow",
+        "aten::slice",
+        "aten::select",
+        "aten::as_strided",
+        "aten::expand",
+    }
     assert {name for name, count in added.items() if count} <= copies
 
 

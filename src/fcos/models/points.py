@@ -24,7 +24,7 @@ _MAX_PAIRS = 2**18
 _MAX_GPU_PAIRS = 2**24
 """The same on a GPU, where every chunk costs calls."""
 _MIN_LOCATIONS = 512
-"""Smallest number of locations compared at a time."""
+"""Smallest number of locations compared at a time on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,12 @@ def assign_targets(points: Sequence[Tensor], targets: Sequence[Objects], assigne
     # A GPU spends less time on padding than on starting the kernels of every image; a CPU does not.
     groups = [targets] if xy.device.type in GPU_TYPES or not targets else [[objects] for objects in targets]
     parts = [_assign_images(xy, limits, group, assigner) for group in groups]
-    labels, ltrb, boxes = (torch.cat(column) for column in list(zip(*parts, strict=True))[:3])
-    return Assignment(labels, ltrb, boxes, torch.stack([part.num_unassigned for part in parts]).sum())
+    return Assignment(
+        torch.cat([part.labels for part in parts]),
+        torch.cat([part.ltrb for part in parts]),
+        torch.cat([part.boxes for part in parts]),
+        torch.stack([part.num_unassigned for part in parts]).sum(),
+    )
 
 
 def _level_limits(points: Tensor, level: int, assigner: Assigner) -> Tensor:
@@ -185,11 +189,12 @@ def _assign_images(xy: Tensor, limits: Tensor, targets: Sequence[Objects], assig
     if not num_boxes:
         unassigned = torch.full((len(targets), len(xy)), BACKGROUND, device=xy.device)
         return Assignment(unassigned, xy.new_zeros(*unassigned.shape, 4), unassigned, unassigned.new_zeros(()))
-    boxes = pad_sequence([objects.boxes for objects in targets], batch_first=True).to(xy)  # [N, M, 4]
-    labels = pad_sequence([objects.labels for objects in targets], batch_first=True).to(xy.device)  # [N, M]
+    columns = [objects.boxes.to(xy, non_blocking=True) for objects in targets]
+    boxes = pad_sequence(columns, batch_first=True)  # [N, M, 4]
+    labels = pad_sequence([objects.labels for objects in targets], batch_first=True)  # [N, M]
     # Padding is like an empty crowd box: no location is inside it, and it does not count.
     is_crowd = pad_sequence([objects.is_crowd for objects in targets], batch_first=True, padding_value=1.0)
-    is_crowd = is_crowd.to(xy.device)
+    labels, is_crowd = (column.to(xy.device, non_blocking=True) for column in (labels, is_crowd))
     areas = area(boxes, convention=assigner.box_convention).masked_fill(is_crowd, torch.inf)
     order = areas.argsort(dim=1, stable=True)  # crowd boxes last
     by_area = boxes.take_along_dim(order[..., None], 1), is_crowd.gather(1, order)
