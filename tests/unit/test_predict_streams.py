@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -18,7 +19,6 @@ from processes import SECONDS
 from videos import predict
 
 from fcos import ConfigError, DataError, Detector
-from fcos.inference import frames as frames_module
 from fcos.inference.frames import Frame, Source, find_frames, read_frames, read_lines
 from fcos.inference.pictures import PictureDetection
 from fcos.inference.read_ahead import ReadAhead
@@ -141,13 +141,15 @@ class TestLists:
         names: list[str] = []
         looks = 0
 
-        def pause(_: float) -> None:
-            nonlocal looks
-            looks += 1
-            if looks == 3:
-                (folder / "b.png").write_bytes(content[:40])
-            elif looks == 4:
-                (folder / "b.png").write_bytes(content)
+        class Stop(Event):
+            def wait(self, timeout: float | None = None) -> bool:
+                nonlocal looks
+                looks += 1
+                if looks == 3:
+                    (folder / "b.png").write_bytes(content[:40])
+                elif looks == 4:
+                    (folder / "b.png").write_bytes(content)
+                return super().wait(0.001)
 
         def stop(result: Detected) -> None:
             assert result.error is None
@@ -155,36 +157,34 @@ class TestLists:
             if len(names) == 2:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(frames_module, "sleep", pause)
+        monkeypatch.setattr("fcos.inference.sources.Event", Stop)
+        before = {*threading.enumerate()}
         with pytest.raises(KeyboardInterrupt):
             predict_files(detector, [str(folder)], tmp_path / "out", watch=True, report=stop)
         assert names == ["a.png", "b.png"]
+        assert {*threading.enumerate()} <= before  # nothing waits for new files any more
         assert (tmp_path / "out" / "b.png").is_file()
 
-    def test_watched_file_is_read_again_if_its_transfer_paused(
-        self, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_watched_file_is_read_again_if_its_transfer_paused(self, detector: Detector, tmp_path: Path) -> None:
         folder, content = make_folder(tmp_path / "in")
         looks = 0
 
-        def pause(_: float) -> None:
-            nonlocal looks
-            looks += 1
-            if looks == 1:
-                (folder / "b.png").write_bytes(content[:40])
-            elif looks == 4:
-                (folder / "b.png").write_bytes(content)
-            elif looks == 8:
-                Image.new("RGB", (32, 32)).save(folder / "a.png")  # its results are written
-            elif looks == 12:
-                raise KeyboardInterrupt
+        class Stop(Event):
+            def wait(self, timeout: float | None = None) -> bool:
+                nonlocal looks
+                looks += 1
+                if looks == 1:
+                    (folder / "b.png").write_bytes(content[:40])
+                elif looks == 4:
+                    (folder / "b.png").write_bytes(content)
+                elif looks == 8:
+                    Image.new("RGB", (32, 32)).save(folder / "a.png")  # its results are written
+                return looks == 12
 
-        monkeypatch.setattr(frames_module, "sleep", pause)
-        frames = read_frames([Source(str(folder), "watched", None)], detector.config.data)
+        frames = read_frames([Source(str(folder), "watched", None)], detector.config.data, stop=Stop())
         results = [(Path(frame.source).name, frame.error is None) for frame in islice(frames, 3)]
         assert results == [("a.png", True), ("b.png", False), ("b.png", True)]
-        with pytest.raises(KeyboardInterrupt):
-            next(frames)
+        assert list(frames) == []
 
     def test_shard_of_pictures_names_the_engine_that_reads_it(self, detector: Detector, tmp_path: Path) -> None:
         (tmp_path / "a.tar").write_bytes(bytes(1024))

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
-from time import sleep
+from threading import Event
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -174,19 +174,20 @@ def _read_pictures_in_memory(images: Iterable[Picture], data: DataConfig) -> Ite
             yield to_frame(image, data, where=f"images[{number}]")
 
 
-def read_frames(sources: Iterable[Source], data: DataConfig) -> Iterator[Frame]:
+def read_frames(sources: Iterable[Source], data: DataConfig, *, stop: Event | None = None) -> Iterator[Frame]:
     """Read the pictures of all sources in order, several files at a time. A failure does not stop the others.
 
     Args:
         sources: sources to read. After a source without end, such as a camera, the others are not reached.
         data: options `bit_depth` and `max_pixels`.
+        stop: ends the wait for new files in watched folders; None: it never ends.
     """
     for kind, group in groupby(sources, key=lambda source: source.kind):
         texts = [source.text for source in group]
         if kind == "picture":
             yield from _read_pictures(texts, data)
         elif kind == "watched":
-            yield from _watch(texts, data)
+            yield from _watch(texts, data, stop or Event())
         elif kind == "list":
             yield from _read_list(data)
         else:
@@ -273,10 +274,10 @@ def read_lines(descriptor: int) -> Iterator[str]:
         yield os.fsdecode(rest.rstrip(b"\r"))
 
 
-def _watch(folders: Sequence[str], data: DataConfig) -> Iterator[Frame]:
-    """Read the files in folders, then new ones; never ends. A file that failed is read again after it has changed."""
+def _watch(folders: Sequence[str], data: DataConfig, stop: Event) -> Iterator[Frame]:
+    """Read the files in folders, then new ones until `stop`. A file that failed is read again after it has changed."""
     failed: set[str] = set()
-    for path in _wait_for_files(folders, failed):
+    for path in _wait_for_files(folders, failed, stop):
         failed.add(path)
         for frame in _read_each([path], data):
             if frame.image is not None:
@@ -284,17 +285,19 @@ def _watch(folders: Sequence[str], data: DataConfig) -> Iterator[Frame]:
             yield frame
 
 
-def _wait_for_files(folders: Sequence[str], failed: Container[str]) -> Iterator[str]:
-    """Yield the files in folders, then new ones as soon as their size and time no longer change; never ends.
+def _wait_for_files(folders: Sequence[str], failed: Container[str], stop: Event) -> Iterator[str]:
+    """Yield the files in folders, then new ones as soon as their size and time no longer change.
 
     Args:
         folders: folders without subfolders.
         failed: files that could not be read, perhaps because their transfer paused. They are yielded again after a
             change; other files are not, as their results are written.
+        stop: ends the wait.
     """
     done: dict[str, tuple[int, int]] = {}
     last: dict[str, tuple[int, int]] = {}
-    while True:
+    is_stopped = False
+    while not is_stopped:
         states: dict[str, tuple[int, int]] = {}
         for folder in folders:
             states |= _list_states(folder)
@@ -305,7 +308,7 @@ def _wait_for_files(folders: Sequence[str], failed: Container[str]) -> Iterator[
                 yield path
         done = {path: state for path, state in done.items() if path in states}  # a removed file may come again
         last = states
-        sleep(_POLL)
+        is_stopped = stop.wait(_POLL)
 
 
 def _list_states(folder: str) -> dict[str, tuple[int, int]]:

@@ -6,9 +6,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from itertools import chain
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 from ..data.files import IMAGE_SUFFIXES, PREDICTIONS_MARK
@@ -70,7 +71,8 @@ def predict_files(
     found, failures = find_sources(sources, watch=watch)
     if not found:
         raise DataError("\n".join(str(failure.error) for failure in failures))
-    frames = read_frames(found, detector.config.data)
+    stop = Event()
+    frames = read_frames(found, detector.config.data, stop=stop)
     if save:
         frames = _reject_outputs(frames, out, save)
     # Finds mistakes before anything is written; nothing is read yet.
@@ -86,8 +88,10 @@ def predict_files(
     with (
         open_outputs(save, out, classes) as outputs,
         closing(results),
+        ExitStack() as stack,
         closing(_write_all(outputs, chain(failed, results))) as written,  # closed first, so that nothing is cut off
     ):
+        stack.callback(stop.set)  # before `results` is closed, whose thread may wait for new files
         for done, result in enumerate(written, start=1):
             success &= result.error is None
             report(result)
