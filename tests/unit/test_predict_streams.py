@@ -162,7 +162,9 @@ class TestLists:
         with pytest.raises(KeyboardInterrupt):
             predict_files(detector, [str(folder)], tmp_path / "out", watch=True, report=stop)
         assert names == ["a.png", "b.png"]
-        assert {*threading.enumerate()} <= before  # nothing waits for new files any more
+        for thread in {*threading.enumerate()} - before:
+            thread.join(SECONDS)  # nothing waits for new files any more
+            assert not thread.is_alive()
         assert (tmp_path / "out" / "b.png").is_file()
 
     def test_watched_file_is_read_again_if_its_transfer_paused(self, detector: Detector, tmp_path: Path) -> None:
