@@ -296,8 +296,7 @@ def _wait_for_files(folders: Sequence[str], failed: Container[str], stop: Event)
     """
     done: dict[str, tuple[int, int]] = {}
     last: dict[str, tuple[int, int]] = {}
-    is_stopped = False
-    while not is_stopped:
+    while True:
         states: dict[str, tuple[int, int]] = {}
         for folder in folders:
             states |= _list_states(folder)
@@ -308,7 +307,8 @@ def _wait_for_files(folders: Sequence[str], failed: Container[str], stop: Event)
                 yield path
         done = {path: state for path, state in done.items() if path in states}  # a removed file may come again
         last = states
-        is_stopped = stop.wait(_POLL)
+        if stop.wait(_POLL):
+            return
 
 
 def _list_states(folder: str) -> dict[str, tuple[int, int]]:
