@@ -374,7 +374,7 @@ def test_value_instead_of_a_section_error_mentions_the_options(section: str) -> 
         "model.backbone.frozen_stages=6", "model.head.prior_probability=0", "data=null",
         "model.strides=[8,16]", "model.strides=8", "model.fpn.channels=100", "model.head.norm=frozen_bn",
         "model.size_ranges=[[64,-1],[64,128],[128,256],[256,512],[512,null]]",
-        "model.size_ranges=[[1],[2],[3],[4],[5]]", "model={1: 2}", "eval.batch_size=all", "device=null",
+        "model.size_ranges=[[1],[2],[3],[4],[5]]", "eval.batch_size=all", "device=null",
     ],
 )  # fmt: skip
 def test_invalid_value_error_names_its_section_without_jargon(override: str) -> None:
@@ -383,6 +383,19 @@ def test_invalid_value_error_names_its_section_without_jargon(override: str) -> 
     assert text.startswith(f"defaults: {section}") or f"\n  {section}" in text
     for jargon in ("Input", "pydantic", "discriminator", "<class", "expected tags"):
         assert jargon not in text
+
+
+@pytest.mark.parametrize(
+    ("override", "example"),
+    [
+        ("eval={precision: bfloat16}", "eval.precision=VALUE"),
+        ("model.backbone={name: resnet101}", "model.backbone.name=VALUE"),
+        ("data.val={}", "data.val.NAME=VALUE"),
+    ],
+)
+def test_whole_section_is_not_an_option(override: str, example: str) -> None:
+    section = override.partition("=")[0]
+    assert message(override) == f"option {override!r}: {section} is a section; give its options one by one: {example}"
 
 
 @pytest.mark.parametrize("strides", [[], [8, 17], [-8, -16], [0, 0], [16, 8], [8, 32]])

@@ -35,7 +35,6 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("model.box_convention=inclusive", "model.box_convention=continuous", "determines the meaning"),
         ("model.fpn.channels=32", "model.fpn.channels=64", "determines the shapes"),
         ("model.backbone.name=resnet101", "model.backbone.name=mobilenet_v2", "determines the shapes"),
-        ("model={channel_order: bgr}", "model.backbone.name=mobilenet_v2", "determines the shapes"),
         ("model.num_classes=7", "model.num_classes=3", "the weights determine the number of classes"),
         ("model.focal_gamma=3", "model.focal_gamma=2.0", "only affects training"),
     ],

@@ -40,7 +40,8 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
             reset the options that belong to them. Another detector keeps the backbone and the options that both have.
 
     Raises:
-        ConfigError: a string does not have the form `key=value`, or its key treats an option as a section.
+        ConfigError: a string does not have the form `key=value`, its key treats an option as a section, or its value
+            is a whole section.
     """
     problems = _find_two_lengths(overrides)
     for override in sorted(overrides, key=lambda text: not text.startswith(_APPLIED_FIRST)):
@@ -50,7 +51,13 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
             problems.append(f"option {quote(override)}: expected key=value{hint}")
             continue
         try:
-            _assign(tree, key, parse_value(key, text, where=f"option {quote(override)}"))
+            value = parse_value(key, text, where=f"option {quote(override)}")
+            if isinstance(value, Mapping) and is_section(key):
+                example = f"{key}.{next(iter(value), 'NAME')}=VALUE"
+                raise ConfigError(
+                    f"option {quote(override)}: {key} is a section; give its options one by one: {example}"
+                )
+            _assign(tree, key, value)
         except ConfigError as error:
             problems.append(str(error))
     if problems:
@@ -89,8 +96,7 @@ def parse_value(key: str, text: str, *, where: str) -> Any:
         ConfigError: the text is not YAML.
     """
     kind = kind_of(key)
-    is_section = key == "data" and re.fullmatch(r"\{.*\}", text, re.DOTALL)
-    if kind == "other" or is_section or text in ("", "null"):
+    if kind == "other" or text in ("", "null"):
         return parse_yaml(text, where=where, is_text=lambda path, is_null: is_text((*key.split("."), *path), is_null))
     if kind == "texts" and text.startswith("[") and text.endswith("]"):
         items = [match[1].strip() for match in _LIST_ITEM.finditer(text[1:-1])]
@@ -101,6 +107,11 @@ def parse_value(key: str, text: str, *, where: str) -> Any:
 def kind_of(key: str) -> Kind:
     """Return the kind of an option by its dotted key; `data` is short for `data.root`."""
     return option_kinds(Config).get("data.root" if key == "data" else key, "other")
+
+
+def is_section(key: str) -> bool:
+    """Return whether a dotted key names a section of options."""
+    return any(option.startswith(f"{key}.") for option in option_kinds(Config))
 
 
 def is_text(path: Sequence[str], is_null: bool) -> bool:
@@ -147,7 +158,7 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
         kept = _kept_options(node, value) if key == _DETECTOR_NAME else {}
         node.clear()  # the options belong to the previous detector or backbone
         node.update(kept)
-    if key == "data" and isinstance(node.get("data"), dict) and not isinstance(value, dict):
+    if key == "data" and isinstance(node.get("data"), dict):
         node, name, key = node["data"], "root", "data.root"
     if key == "data.root":
         for split in ("train", "val", "test"):
