@@ -5,7 +5,8 @@
 Both have the same layers (random weights), images, frozen stages, optimiser and weight average. `fcos` is the step of
 `fcos train`: channels-last, freed memory kept, loss and gradient norm read after every step. `torchvision` is its FCOS
 as built. Settings of the allocator belong to a process, so that every row has processes of its own. The peak memory
-is that of the whole process beyond its memory before the first step. Linux only.
+is that of the whole process beyond its memory before the first step. A processor without instructions for bfloat16 is
+not measured in it. Linux only.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import fcos
 from fcos.allocator import keep_freed_memory
 from fcos.config import TrainConfig
 from fcos.models import build_model
+from fcos.precision import has_instructions
 from fcos.structures import Batch, Objects
 from fcos.training.run import Run
 from fcos.training.step import train_step
@@ -160,11 +162,12 @@ def main() -> None:
         return
     facts = {**machine(), "rounds": options.rounds, "repeats": options.repeats}
     print(facts)
+    sides = [side for side in SIDES if "bfloat16" not in side or has_instructions("bfloat16")]
     rows, results = [], {}
     for name in options.only:
-        found: dict[str, list[Any]] = {side: [] for side in SIDES}
+        found: dict[str, list[Any]] = {side: [] for side in sides}
         for _ in range(options.rounds):
-            for side in SIDES:
+            for side in sides:
                 choice = ["--only", name, "--repeats", str(options.repeats), "--side", side]
                 found[side].append(in_fresh_process(__file__, *choice))
                 print(f"{name}: {side}: {statistics.median(found[side][-1]['seconds']) * 1e3:.0f} ms", flush=True)

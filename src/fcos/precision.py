@@ -22,17 +22,20 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 @cache
 def _warn_if_slow(precision: Precision) -> None:
-    """Warn once if this CPU has no instructions for a precision: PyTorch then computes convolutions without oneDNN."""
-    if not torch.backends.mkldnn.is_available():
-        return
-    supported = {
-        "bfloat16": torch.ops.mkldnn._is_mkldnn_bf16_supported,
-        "float16": torch.ops.mkldnn._is_mkldnn_fp16_supported,
-    }
-    if not supported[precision]():
+    """Warn once if this CPU has no instructions for a precision."""
+    if not has_instructions(precision):
         log.warning(
             "warning: this CPU has no %s instructions, so %s is many times slower than float32; set train.precision"
             " and eval.precision to float32",
             precision,
             precision,
         )
+
+
+def has_instructions(precision: Precision) -> bool:
+    """Return whether this CPU has instructions for a precision; without them, PyTorch convolves without oneDNN."""
+    supported = {
+        "bfloat16": torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        "float16": torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return precision == "float32" or not torch.backends.mkldnn.is_available() or supported[precision]()

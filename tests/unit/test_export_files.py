@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from detectors import CATEGORY_IDS, NAMES
 from exports import C4, KEYPOINTS, MASKS, ONE_SIZE, batch_of, picture, small_detector
+from PIL import Image
 from small_backbones import one_block_per_stage
 
 import fcos
@@ -49,8 +51,12 @@ def assert_same_boxes(found: Instances, expected: Instances) -> None:
     torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-4)
 
 
-def assert_same_predictions(found: Detector, expected: Detector) -> None:
-    pictures = [picture(), picture(90, 131, seed=1), picture(200, 61, seed=2)]
+PICTURES = [picture(), picture(90, 131, seed=1), picture(200, 61, seed=2)]
+FITTING: dict[str, Any] = {"size": (96, 128), "batch": 1}
+"""Options of an export for one size, that of `PICTURES[0]` after resizing; the export takes half of the time."""
+
+
+def assert_same_predictions(found: Detector, expected: Detector, pictures: Sequence[Image.Image] = PICTURES) -> None:
     pairs = list(zip(*(detector.predict(pictures, threshold=0.0) for detector in (found, expected)), strict=True))
     assert sum(len(b) for _, b in pairs) > 0
     for a, b in pairs:
@@ -88,13 +94,13 @@ def test_onnx_file_is_valid_and_has_named_inputs_and_outputs(exported: Path) -> 
 
 @pytest.mark.parametrize("opset", [pytest.param(21, marks=pytest.mark.slow), OPSETS[-1]])
 def test_group_normalisation_is_an_operator_of_later_opsets(opset: int, detector: Detector, tmp_path: Path) -> None:
-    exported = detector.export(tmp_path / "model.onnx", opset=opset)
+    exported = detector.export(tmp_path / "model.onnx", opset=opset, **FITTING)
     assert exported.proof.passed
     model = onnx.load(exported.path)
     onnx.checker.check_model(model, full_check=True)
     assert {node.op_type for node in model.graph.node} >= {"GroupNormalization", "NonMaxSuppression"}
     assert [entry.version for entry in model.opset_import if not entry.domain] == [opset]
-    assert_same_predictions(fcos.load(exported.path), detector)
+    assert_same_predictions(fcos.load(exported.path), detector, PICTURES[:1])
 
 
 def test_onnx_file_runs_without_this_project(exported: Path, detector: Detector) -> None:
@@ -132,11 +138,12 @@ def test_masks_and_keypoints_are_exported(form: Any, tmp_path: Path) -> None:
     masks: dict[str, Any] = {"mask": {**MASKS["mask"], "margin": 1.0}}
     detector = small_detector("rcnn", max_detections=10, **masks, **KEYPOINTS)
     detector.keypoint_layout = KeypointLayout(tuple("abcde"), ((0, 1), (3, 4)), ((1, 2),))
-    exported = detector.export(tmp_path / FORMS[form], form=form)
+    any_size = form == "onnx"
+    exported = detector.export(tmp_path / FORMS[form], form=form, **({} if any_size else FITTING))
     assert "in masks (limit 0.0001)" in exported.proof.summary()
     assert "px in keypoints (limit 0.01)" in exported.proof.summary()
     loaded = fcos.load(exported.path)
-    assert_same_predictions(loaded, detector)
+    assert_same_predictions(loaded, detector, PICTURES if any_size else PICTURES[:1])
     assert {image.mask_margin for image in loaded.model.detect(*batch_of((50, 60)))} == {1.0}
 
 
@@ -164,8 +171,8 @@ def test_other_detectors_predict_the_same(name: str, tmp_path: Path) -> None:
 
 def test_inclusive_boxes_and_ties_are_exported(tmp_path: Path) -> None:
     detector = small_detector(box_convention="inclusive", max_detections=5)
-    exported = detector.export(tmp_path / "model.onnx")
-    assert_same_predictions(fcos.load(exported.path), detector)
+    exported = detector.export(tmp_path / "model.onnx", **FITTING)
+    assert_same_predictions(fcos.load(exported.path), detector, PICTURES[:1])
 
 
 def test_fixed_sizes_are_static_and_smaller_images_are_padded(detector: Detector, tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from torch import Tensor
 import fcos
 from fcos import ConfigError, Detector
 from fcos.export.matrix_nms import matrix_nms
-from fcos.export.runtimes import OnnxRuntime
 
 
 def greedy_nms(boxes: Tensor, scores: Tensor, labels: Tensor, valid: Tensor, threshold: float) -> list[int]:
@@ -98,6 +97,10 @@ def detector() -> Detector:
     return small_detector()
 
 
+BATCH: dict[str, Any] = {"size": (144, 112), "batch": 4}
+"""Size of the batch of `assert_detects_the_same`."""
+
+
 def assert_detects_the_same(path: Path, detector: Detector) -> None:
     images, sizes = batch_of((131, 97), (64, 33), (1, 1), (120, 112))
     pairs = list(zip(fcos.load(path).model.detect(images, sizes), detector.model.detect(images, sizes), strict=True))
@@ -120,12 +123,12 @@ def test_onnx_file_contains_a_loop_instead_of_the_operator(detector: Detector, t
 
 
 def test_openvino_runs_the_loop(detector: Detector, tmp_path: Path) -> None:
-    exported = detector.export(tmp_path / "model.xml", form="openvino", nms="matrix", size=(144, 112), batch=4)
+    exported = detector.export(tmp_path / "model.xml", form="openvino", nms="matrix", **BATCH)
     assert_detects_the_same(exported.path, detector)
 
 
 def test_program_contains_operators_of_pytorch_only(detector: Detector, tmp_path: Path) -> None:
-    exported = detector.export(tmp_path / "model.pt2", form="torch_export", nms="matrix")
+    exported = detector.export(tmp_path / "model.pt2", form="torch_export", nms="matrix", **BATCH)
     modules = torch.export.load(exported.path).graph_module.modules()  # with the parts of the loop
     graphs = [module.graph for module in modules if isinstance(module, torch.fx.GraphModule)]
     assert len(graphs) == 3
@@ -143,13 +146,6 @@ def test_proposals_of_two_stages_are_selected_in_this_form(nms: Any, tmp_path: P
     operators = [node.op_type for node in onnx.load(exported.path).graph.node]
     assert "NonMaxSuppression" not in operators
     assert operators.count("Loop") == (2 if nms == "matrix" else 1)
-
-
-def test_file_accepts_a_fixed_size(detector: Detector, tmp_path: Path) -> None:
-    exported = detector.export(tmp_path / "model.onnx", nms="matrix", size=(112, 160), batch=1)
-    images, sizes = batch_of((100, 150))
-    expected = detector.model.detect(images, sizes)
-    assert OnnxRuntime(exported.path)(images, sizes)["counts"].tolist() == [len(expected[0])]
 
 
 @pytest.mark.parametrize(
