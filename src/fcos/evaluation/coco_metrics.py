@@ -150,17 +150,17 @@ def coco_metrics(
 def _metrics(run: COCOeval, output: Output) -> tuple[dict[str, float], list[dict[str, float]]]:
     """Return the metrics of one output by name with suffix, over all categories and for each of them, in their order.
 
-    Every table is read once: `run.eval` copies it at each access.
+    `run.eval` is read once, because it copies all tables.
     """
-    assert run.eval is not None
+    tables = run.eval
+    assert tables is not None
     _, suffix, definitions = _KINDS[output]
-    tables = {table: np.asarray(run.eval[table]) for table in {table for table, *_ in definitions.values()}}
     overall: dict[str, float] = {}
     per_category: list[dict[str, float]] = [{} for _ in run.params.cat_ids]
     for name, (table, iou, size, limit) in definitions.items():
         rows = slice(None) if iou is None else np.isclose(run.params.iou_thrs, iou)
         area, column = run.params.area_rng_lbl.index(size), run.params.max_dets.index(limit or max(run.params.max_dets))
-        values = tables[table][rows][..., area, column]  # [IoU, (recall,) category]
+        values = np.asarray(tables[table])[rows][..., area, column]  # [IoU, (recall,) category]
         values = np.moveaxis(values, -1, 0).reshape(len(per_category), -1)
         is_defined = (values > -1).all(axis=1)  # a category without objects is -1 in all rows
         means = np.where(is_defined, values.mean(axis=1), np.nan).tolist()
