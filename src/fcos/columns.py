@@ -94,13 +94,13 @@ def require_columns(rows: DataclassInstance) -> None:
 
 def _require_tensor(name: str, column: Any, shape: tuple[int | str, ...], dtype: torch.dtype | None) -> None:
     """Raise ValueError unless `column` is a tensor of this shape and dtype; None: any floating-point dtype."""
-    dtype_name = "floating-point" if dtype is None else _dtype_name(dtype)
-    expected = f"[{', '.join(map(str, shape))}] {dtype_name}"
-    if not isinstance(column, Tensor):
-        raise ValueError(f"{name}: expected a tensor {expected}, found {type(column).__name__}")
-    is_dtype = column.is_floating_point() if dtype is None else column.dtype == dtype
-    if not (is_dtype and _fits(column.shape, shape)):
-        raise ValueError(f"{name}: expected {expected}, found {list(column.shape)} {_dtype_name(column.dtype)}")
+    is_tensor = isinstance(column, Tensor)
+    is_dtype = is_tensor and (column.is_floating_point() if dtype is None else column.dtype == dtype)
+    if is_dtype and _fits(column.shape, shape):
+        return
+    found = f"{list(column.shape)} {_dtype_name(column.dtype)}" if is_tensor else type(column).__name__
+    expected = f"[{', '.join(map(str, shape))}] {'floating-point' if dtype is None else _dtype_name(dtype)}"
+    raise ValueError(f"{name}: expected {'' if is_tensor else 'a tensor '}{expected}, found {found}")
 
 
 def _fits(sizes: Sequence[int], shape: tuple[int | str, ...]) -> bool:
