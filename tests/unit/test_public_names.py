@@ -90,7 +90,12 @@ def test_predict_does_not_import_the_compiler_or_training(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "first", ["fcos.boxes", "torch._dynamo", "torchvision", pytest.param("fcos.models", marks=pytest.mark.slow)]
+    "first",
+    [
+        "fcos.boxes",
+        "torchvision",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("torch._dynamo", "fcos.models")),
+    ],
 )
 def test_the_compiler_works_after_the_import_without_it(first):
     program = f"import {first}, sys; import fcos.boxes; from torch._dynamo.utils import counters, is_compile_supported;"
