@@ -117,9 +117,9 @@ def test_seeds_change_image_order_and_image_seeds() -> None:
 
 
 def test_augmentations_grow_over_their_warmup() -> None:
-    batches = [*islice(seeded_batches(20, np.zeros(20, int), 4, seed=0, warmup=2.5), 15)]
+    batches = [*islice(seeded_batches(20, np.zeros(20, int), 4, seed=0, warmup=50), 15)]
     strengths = [[image.strength for image in batch] for batch in batches]
-    assert strengths == [pytest.approx([min(k * 4 / 20 / 2.5, 1.0)] * 4) for k in range(15)]
+    assert strengths == [pytest.approx([min(k * 4 / 50, 1.0)] * 4) for k in range(15)]
     plain = [*islice(seeded_batches(20, np.zeros(20, int), 4, seed=0), 15)]
     assert [[image[:2] for image in batch] for batch in batches] == [[image[:2] for image in batch] for batch in plain]
     assert {image.strength for batch in plain for image in batch} == {1.0}
@@ -128,8 +128,8 @@ def test_augmentations_grow_over_their_warmup() -> None:
 def test_warmup_begins_with_flips_only_and_ends_with_the_full_augmentation(data: tuple[Path, Annotations]) -> None:
     root, annotations = data
     strong = {"zoom": [0.5, 2.0], "color_jitter": 0.4}
-    epochs = 3 * 4 / len(annotations)  # batch 3 is the first one at full strength
-    warm = _first(build_train_loader(_settings(root, **strong, augmentation_warmup=epochs), annotations), 5)
+    per_class = 3 * 4 // len(annotations.class_names)  # batch 3 is the first one at full strength
+    warm = _first(build_train_loader(_settings(root, **strong, augmentation_warmup=per_class), annotations), 5)
     flips, full = (_first(build_train_loader(_settings(root, **options), annotations), 5) for options in ({}, strong))
     assert _equal(warm[:1], flips[:1])
     assert _equal(warm[3:], full[3:])

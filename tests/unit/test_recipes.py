@@ -115,7 +115,7 @@ def test_small_object_recipe_assigns_a_box_missed_by_coarser_levels() -> None:
 
 @pytest.mark.parametrize("backbone", NETS)
 def test_every_backbone_trains_with_a_stride_4_level(backbone: str) -> None:
-    model = build(f"model.backbone={{name: {backbone}, weights: null}}", *FINE, recipe=None)
+    model = build(f"model.backbone.name={backbone}", "model.backbone.weights=null", *FINE, recipe=None)
     assert model.backbone_levels == (["C2", "C3", "C4"] if backbone == "fbnet" else ["C2", "C3", "C4", "C5"])
     images, sizes = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), torch.tensor([[64, 64]] * 2)
     targets = objects_of([torch.tensor([[4.0, 4.0, 20.0, 30.0]])] * 2, [torch.tensor([1])] * 2)
@@ -127,12 +127,13 @@ def test_every_backbone_trains_with_a_stride_4_level(backbone: str) -> None:
 
 @pytest.mark.parametrize("backbone", NETS)
 def test_stride_finer_than_the_backbone_is_rejected(backbone: str) -> None:
-    options = [f"model.backbone={{name: {backbone}, weights: null}}", "model.strides=[2,4,8,16,32]", FINE[1]]
+    strides = "model.strides=[2,4,8,16,32]"
+    options = [f"model.backbone.name={backbone}", "model.backbone.weights=null", strides, FINE[1]]
     with pytest.raises(ConfigError) as caught:
         build(*options, recipe=None)
-    strides = [4, 8, 16] if backbone == "fbnet" else [4, 8, 16, 32]
+    known = [4, 8, 16] if backbone == "fbnet" else [4, 8, 16, 32]
     assert str(caught.value) == (
-        f"model.strides=[2, 4, 8, 16, 32]: the first stride must be one of the strides of {backbone}: {strides}"
+        f"model.strides=[2, 4, 8, 16, 32]: the first stride must be one of the strides of {backbone}: {known}"
     )
 
 

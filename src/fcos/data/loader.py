@@ -267,7 +267,7 @@ def build_train_loader(
             groups,
             batch_size,
             seed=config.train.seed,
-            warmup=data.augmentation_warmup,
+            warmup=data.augmentation_warmup * len(annotations.class_names),
             start_iteration=start_iteration,
         )
         return (shard(batch, rank, world_size) for batch in global_batches)
