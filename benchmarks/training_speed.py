@@ -5,8 +5,8 @@
 Both have the same layers (random weights), images, frozen stages, optimiser and weight average. `fcos` is the step of
 `fcos train`: channels-last, freed memory kept, loss and gradient norm read after every step. `torchvision` is its FCOS
 as built. Settings of the allocator belong to a process, so that every row has processes of its own. The peak memory
-is that of the whole process beyond its memory before the first step. A processor without instructions for bfloat16 is
-not measured in it. Linux only.
+is that of the whole process beyond its memory before the first step. On processors without bfloat16 instructions,
+bfloat16 is not measured. Linux only.
 """
 
 from __future__ import annotations

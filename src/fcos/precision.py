@@ -33,7 +33,10 @@ def _warn_if_slow(precision: Precision) -> None:
 
 
 def has_instructions(precision: Precision) -> bool:
-    """Return whether this CPU has instructions for a precision; without them, PyTorch convolves without oneDNN."""
+    """Return False if this CPU lacks instructions for a precision: PyTorch then computes convolutions without oneDNN.
+
+    If PyTorch was built without oneDNN, which could tell, the result is True.
+    """
     supported = {
         "bfloat16": torch.ops.mkldnn._is_mkldnn_bf16_supported,
         "float16": torch.ops.mkldnn._is_mkldnn_fp16_supported,

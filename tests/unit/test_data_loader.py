@@ -40,7 +40,7 @@ def data(tmp_path: Path) -> tuple[Path, Annotations]:
         "annotations": [
             {"image_id": i, "category_id": 1, "bbox": [1 + k, 2, 10 + i, 12]} for i in range(11) for k in range(i % 4)
         ],
-        "categories": [{"id": 1, "name": "x"}],
+        "categories": [{"id": 1, "name": "x"}, {"id": 2, "name": "y"}],
     }
     write_coco(tmp_path, tree)
     write_images(tmp_path / "images", SIZES)
@@ -128,8 +128,8 @@ def test_augmentations_grow_over_their_warmup() -> None:
 def test_warmup_begins_with_flips_only_and_ends_with_the_full_augmentation(data: tuple[Path, Annotations]) -> None:
     root, annotations = data
     strong = {"zoom": [0.5, 2.0], "color_jitter": 0.4}
-    per_class = 3 * 4 // len(annotations.class_names)  # batch 3 is the first one at full strength
-    warm = _first(build_train_loader(_settings(root, **strong, augmentation_warmup=per_class), annotations), 5)
+    # 2 classes: batch 3, after 12 images, is the first one at full strength.
+    warm = _first(build_train_loader(_settings(root, **strong, augmentation_warmup=6), annotations), 5)
     flips, full = (_first(build_train_loader(_settings(root, **options), annotations), 5) for options in ({}, strong))
     assert _equal(warm[:1], flips[:1])
     assert _equal(warm[3:], full[3:])

@@ -92,15 +92,19 @@ def test_onnx_file_is_valid_and_has_named_inputs_and_outputs(exported: Path) -> 
     assert [opset.version for opset in model.opset_import if not opset.domain] == [20]
 
 
-@pytest.mark.parametrize("opset", [pytest.param(21, marks=pytest.mark.slow), OPSETS[-1]])
-def test_group_normalisation_is_an_operator_of_later_opsets(opset: int, detector: Detector, tmp_path: Path) -> None:
-    exported = detector.export(tmp_path / "model.onnx", opset=opset, **FITTING)
+@pytest.mark.parametrize(
+    ("opset", "options"), [pytest.param(21, {}, marks=pytest.mark.slow), pytest.param(OPSETS[-1], FITTING)]
+)
+def test_group_normalisation_is_an_operator_of_later_opsets(
+    opset: int, options: dict[str, Any], detector: Detector, tmp_path: Path
+) -> None:
+    exported = detector.export(tmp_path / "model.onnx", opset=opset, **options)
     assert exported.proof.passed
     model = onnx.load(exported.path)
     onnx.checker.check_model(model, full_check=True)
     assert {node.op_type for node in model.graph.node} >= {"GroupNormalization", "NonMaxSuppression"}
     assert [entry.version for entry in model.opset_import if not entry.domain] == [opset]
-    assert_same_predictions(fcos.load(exported.path), detector, PICTURES[:1])
+    assert_same_predictions(fcos.load(exported.path), detector, PICTURES[:1] if options else PICTURES)
 
 
 def test_onnx_file_runs_without_this_project(exported: Path, detector: Detector) -> None:
@@ -133,17 +137,23 @@ def test_other_formats_predict_the_same(form: Any, tmp_path: Path) -> None:
     assert_same_predictions(fcos.load(exported.path), detector)
 
 
-@pytest.mark.parametrize("form", ["onnx", "openvino", pytest.param("torch_export", marks=pytest.mark.slow)])
-def test_masks_and_keypoints_are_exported(form: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [
+        ("onnx", {}),
+        ("openvino", FITTING),
+        *(pytest.param(form, {}, marks=pytest.mark.slow) for form in OTHER_FORMS),
+    ],
+)
+def test_masks_and_keypoints_are_exported(form: Any, options: dict[str, Any], tmp_path: Path) -> None:
     masks: dict[str, Any] = {"mask": {**MASKS["mask"], "margin": 1.0}}
     detector = small_detector("rcnn", max_detections=10, **masks, **KEYPOINTS)
     detector.keypoint_layout = KeypointLayout(tuple("abcde"), ((0, 1), (3, 4)), ((1, 2),))
-    any_size = form == "onnx"
-    exported = detector.export(tmp_path / FORMS[form], form=form, **({} if any_size else FITTING))
+    exported = detector.export(tmp_path / FORMS[form], form=form, **options)
     assert "in masks (limit 0.0001)" in exported.proof.summary()
     assert "px in keypoints (limit 0.01)" in exported.proof.summary()
     loaded = fcos.load(exported.path)
-    assert_same_predictions(loaded, detector, PICTURES if any_size else PICTURES[:1])
+    assert_same_predictions(loaded, detector, PICTURES[:1] if options else PICTURES)
     assert {image.mask_margin for image in loaded.model.detect(*batch_of((50, 60)))} == {1.0}
 
 
@@ -169,10 +179,11 @@ def test_other_detectors_predict_the_same(name: str, tmp_path: Path) -> None:
     assert_same_predictions(fcos.load(exported.path), detector)
 
 
-def test_inclusive_boxes_and_ties_are_exported(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [FITTING, pytest.param({}, marks=pytest.mark.slow)])
+def test_inclusive_boxes_and_ties_are_exported(options: dict[str, Any], tmp_path: Path) -> None:
     detector = small_detector(box_convention="inclusive", max_detections=5)
-    exported = detector.export(tmp_path / "model.onnx", **FITTING)
-    assert_same_predictions(fcos.load(exported.path), detector, PICTURES[:1])
+    exported = detector.export(tmp_path / "model.onnx", **options)
+    assert_same_predictions(fcos.load(exported.path), detector, PICTURES[:1] if options else PICTURES)
 
 
 def test_fixed_sizes_are_static_and_smaller_images_are_padded(detector: Detector, tmp_path: Path) -> None:

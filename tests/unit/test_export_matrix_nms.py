@@ -127,8 +127,11 @@ def test_openvino_runs_the_loop(detector: Detector, tmp_path: Path) -> None:
     assert_detects_the_same(exported.path, detector)
 
 
-def test_program_contains_operators_of_pytorch_only(detector: Detector, tmp_path: Path) -> None:
-    exported = detector.export(tmp_path / "model.pt2", form="torch_export", nms="matrix", **BATCH)
+@pytest.mark.parametrize("options", [BATCH, pytest.param({}, marks=pytest.mark.slow)])
+def test_program_contains_operators_of_pytorch_only(
+    options: dict[str, Any], detector: Detector, tmp_path: Path
+) -> None:
+    exported = detector.export(tmp_path / "model.pt2", form="torch_export", nms="matrix", **options)
     modules = torch.export.load(exported.path).graph_module.modules()  # with the parts of the loop
     graphs = [module.graph for module in modules if isinstance(module, torch.fx.GraphModule)]
     assert len(graphs) == 3

@@ -52,11 +52,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
             continue
         try:
             value = parse_value(key, text, where=f"option {quote(override)}")
-            if isinstance(value, Mapping) and is_section(key):
-                example = f"{key}.{next(iter(value), 'NAME')}=VALUE"
-                raise ConfigError(
-                    f"option {quote(override)}: {key} is a section; give its options one by one: {example}"
-                )
+            _reject_whole_section(key, value, override)
             _assign(tree, key, value)
         except ConfigError as error:
             problems.append(str(error))
@@ -96,7 +92,8 @@ def parse_value(key: str, text: str, *, where: str) -> Any:
         ConfigError: the text is not YAML.
     """
     kind = kind_of(key)
-    if kind == "other" or text in ("", "null"):
+    is_section = key == "data" and re.fullmatch(r"\{.*\}", text, re.DOTALL)
+    if kind == "other" or is_section or text in ("", "null"):
         return parse_yaml(text, where=where, is_text=lambda path, is_null: is_text((*key.split("."), *path), is_null))
     if kind == "texts" and text.startswith("[") and text.endswith("]"):
         items = [match[1].strip() for match in _LIST_ITEM.finditer(text[1:-1])]
@@ -107,11 +104,6 @@ def parse_value(key: str, text: str, *, where: str) -> Any:
 def kind_of(key: str) -> Kind:
     """Return the kind of an option by its dotted key; `data` is short for `data.root`."""
     return option_kinds(Config).get("data.root" if key == "data" else key, "other")
-
-
-def is_section(key: str) -> bool:
-    """Return whether a dotted key names a section of options."""
-    return any(option.startswith(f"{key}.") for option in option_kinds(Config))
 
 
 def is_text(path: Sequence[str], is_null: bool) -> bool:
@@ -141,6 +133,16 @@ def _find_two_lengths(overrides: Sequence[str]) -> list[str]:
     given = {text.partition("=")[0]: text for text in overrides if text.partition("=")[0] in keys}
     lengths = [text for text in given.values() if not text.endswith(("=null", "="))]
     return [f"{' and '.join(lengths)}: give one length of the run"] if len(lengths) > 1 else []
+
+
+def _reject_whole_section(key: str, value: Any, override: str) -> None:
+    """Raise ConfigError if an override gives a section as a mapping, which would reset its other options."""
+    options = [option for option in option_kinds(Config) if option.startswith(f"{key}.")]
+    if options and isinstance(value, Mapping):
+        given = [f"{key}.{name}" for name in flatten(dict(value))]
+        example = next((option for option in given if option in options), options[0])
+        text = f"option {quote(override)}: {key} is a section; give its options one by one, for example {example}=VALUE"
+        raise ConfigError(text)
 
 
 def _assign(tree: dict[str, Any], key: str, value: Any) -> None:

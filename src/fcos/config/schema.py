@@ -161,9 +161,10 @@ class DataConfig(_Section):
     keeps it from becoming larger. Useful for long training on small data sets; [0.5, 2] is strong."""
     color_jitter: float = Field(default=0.0, ge=0, le=1)
     """Training: multiply brightness, contrast and saturation by random factors in 1 +- this value."""
-    augmentation_warmup: int = Field(default=0, ge=0, le=10**6)
-    """Training: number of images per class during which `zoom` and `color_jitter` grow from nothing to their full
-    strength; 0: full strength from the start. They lower AP in short trainings, see docs/training.md."""
+    augmentation_warmup: float = Field(default=0, ge=0, le=1e6)
+    """Training: number of images seen per class during which `zoom` and `color_jitter` grow from nothing to their full
+    strength; 0: full strength from the start. They lower AP in short trainings and raise it in long ones, see
+    docs/training.md."""
     transforms: Annotated[str, Field(pattern=FUNCTION)] | None = None
     """Training: user-defined transform `package.module:function`, called after all others as in torchvision's
     transforms.v2: `image, target = function(image, {"boxes": ..., "labels": ...})`; see docs/training.md."""

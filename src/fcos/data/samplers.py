@@ -88,7 +88,7 @@ def endless_batches(
 
 
 def seeded_batches(
-    length: int, group_ids: np.ndarray, batch_size: int, *, seed: int, warmup: int = 0, start_iteration: int = 0
+    length: int, group_ids: np.ndarray, batch_size: int, *, seed: int, warmup: float = 0, start_iteration: int = 0
 ) -> Iterator[list[SeededIndex]]:
     """Yield training batches without end; every pass uses a new permutation of the images.
 
