@@ -385,22 +385,6 @@ def test_invalid_value_error_names_its_section_without_jargon(override: str) -> 
         assert jargon not in text
 
 
-@pytest.mark.parametrize(
-    ("override", "example"),
-    [
-        ("eval={precision: bfloat16}", "eval.precision=VALUE"),
-        ("model={backbone: {name: resnet101}}", "model.backbone.name=VALUE"),
-        ("model.backbone={null: 2}", "model.backbone.name=VALUE"),
-        ("data={root: cells}", "data.root=VALUE"),
-        ("data.val={}", "data.val.annotations=VALUE"),
-    ],
-)
-def test_whole_section_is_not_an_option(override: str, example: str) -> None:
-    section = override.partition("=")[0]
-    text = f"option {override!r}: {section} is a section; give its options one by one, for example {example}"
-    assert message(override) == text
-
-
 @pytest.mark.parametrize("strides", [[], [8, 17], [-8, -16], [0, 0], [16, 8], [8, 32]])
 def test_strides_must_double_from_level_to_level(strides: list[int]) -> None:
     ranges = [[0, None]] * len(strides)

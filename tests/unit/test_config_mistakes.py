@@ -256,3 +256,21 @@ def test_repeated_or_cleared_length_is_accepted() -> None:
     assert train.epochs == 4
     train = load_config("fcos_mnv2_small", ["train.epochs=null", "train.iterations=9"]).train
     assert (train.epochs, train.iterations) == (None, 9)
+
+
+@pytest.mark.parametrize(
+    ("override", "example"),
+    [
+        ("eval={precision: bfloat16}", "eval.precision=VALUE"),
+        ("model={backbone: {name: resnet101}}", "model.backbone.name=VALUE"),
+        ("model.backbone={null: 2}", "model.backbone.name=VALUE"),
+        ("data={root: cells}", "data.root=VALUE"),
+        ("data.val={}", "data.val.annotations=VALUE"),
+    ],
+)
+def test_whole_section_is_not_an_option(override: str, example: str) -> None:
+    section = override.partition("=")[0]
+    text = f"option {override!r}: {section} is a section; give its options one by one, for example {example}"
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    assert str(caught.value) == text
