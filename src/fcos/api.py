@@ -123,6 +123,7 @@ def _build_untrained(config: Config, device: str | None) -> Detector:
     from .models import build_model
 
     target_device = _find_device(config, device)
+    keep_freed_memory(target_device)
     model = build_model(config.model, num_classes=config.model.num_classes or _NUM_COCO_CLASSES)
     return Detector(model.to(target_device).to(memory_format=torch.channels_last), config, is_trained=False)
 
