@@ -22,6 +22,7 @@ from ..errors import ConfigError, ExportError, WeightsError
 from ..files import explain_write_errors, require_creatable, write_text
 from ..formatting import quote
 from ..models import DetectionModel
+from ..models.inference_copy import InferenceCopy
 from .aoti import add_entry, compile_package, describe_machine, require_compiler
 from .graph import DetectionGraph, capture, lower_precision
 from .metadata import Metadata, hash_weights
@@ -179,7 +180,8 @@ def write_detector(
     if model.device.type != "cpu":
         model = copy.deepcopy(model).cpu()
     dtype = getattr(torch, precision)
-    lowered = model if dtype is torch.float32 else lower_precision(model, dtype)
+    folded = InferenceCopy()(model)
+    lowered = folded if dtype is torch.float32 else lower_precision(folded, dtype)
     graph = DetectionGraph(lowered, content=metadata.content, matrix_nms=matrix_nms)
     divisor = metadata.config.data.size_divisor
     metadata = replace(metadata, weights_sha256=hash_weights(model))
