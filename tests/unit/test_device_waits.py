@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,9 @@ from device_waits import DeviceWaits
 from ground_truth import objects_of
 
 from fcos.models import DetectionModel, build_model
-from fcos.structures import Losses
+from fcos.structures import Batch, Losses
+from fcos.training.run import Run
+from fcos.training.step import train_step, wrap_model
 
 
 def test_waits_are_counted() -> None:
@@ -105,3 +109,35 @@ def test_cuda_graphs_can_contain_the_network_and_the_candidates(name: str) -> No
         found = model._padded_candidates(images, SIZES)
     assert found.valid.any()
     assert (waits.names, waits.num_constants) == ([], 0)
+
+
+@pytest.mark.parametrize("num_images", [2, 6])
+def test_suppression_waits_once_for_the_whole_batch(num_images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits once more, for the number of detections of every image (`tolist`)."""
+    for module in ("boxes", "models.postprocess"):
+        monkeypatch.setattr(f"fcos.{module}.GPU_TYPES", {"cpu"})
+    model, outputs = detector_and_outputs({})
+    candidates = (model.decode(outputs, SIZES) * 2)[:num_images]  # pyright: ignore[reportCallIssue]
+    with DeviceWaits() as waits:
+        found = model.suppress_images(candidates)
+    assert min(map(len, found)) > 10
+    assert waits.names == ["torchvision::nms"]
+
+
+@pytest.mark.parametrize("num_images", [1, 5])
+def test_training_step_waits_once_for_the_losses(num_images: int) -> None:
+    """It waits once more, for the values of the losses and the gradient norm (`tolist`)."""
+    config = tiny_config()
+    model = build_model(config.model, num_classes=3, pretrained=False)
+    data: Any = SimpleNamespace(class_names=[], category_ids=[], keypoint_layout=None)
+    run = Run(Path(), config, model=model, train_data=data, val_data=None, elapsed=lambda: 0.0)
+    boxes, labels = torch.tensor([[4.0, 6, 60, 50], [30, 10, 90, 40]]), torch.tensor([0, 2])
+    targets = objects_of([boxes] * num_images, [labels] * num_images)
+    images = torch.randint(0, 256, (num_images, 3, 64, 96), dtype=torch.uint8)
+    batch = Batch(images, torch.tensor([[64, 96]] * num_images), targets, torch.arange(num_images))
+    stop_request: Any = SimpleNamespace(requested=False)
+    with DeviceWaits() as waits:
+        train_step(wrap_model(run), batch, run, stop_request, micro_batches=1)
+    of_box_counts = waits.names[:num_images]  # before the batch is copied to the GPU, so that they do not wait
+    assert of_box_counts == ["aten::_local_scalar_dense"] * num_images
+    assert waits.names[num_images:] == ["aten::nonzero"]

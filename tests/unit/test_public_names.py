@@ -5,7 +5,6 @@ import sys
 
 import pytest
 from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
-from PIL import Image
 
 import fcos
 from fcos.checkpoint import save_checkpoint
@@ -75,15 +74,14 @@ def test_help_does_not_import_torch_or_numpy():
     assert run_and_list_modules("--help").isdisjoint({"torch", "numpy", "PIL"})
 
 
-def test_predict_does_not_import_the_compiler_or_training(tmp_path):
+@pytest.mark.parametrize("command", ["predict", "val"])
+def test_detecting_does_not_import_the_compiler_or_training(command, data, tmp_path):
     config = tiny_config()
     save_checkpoint(
         tmp_path / "w.pt", model=tiny_model(config), config=config, class_names=NAMES, category_ids=CATEGORY_IDS
     )
-    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
-    modules = run_and_list_modules(
-        "predict", str(tmp_path / "w.pt"), str(tmp_path / "a.png"), "--out", str(tmp_path / "out")
-    )
+    images = data / "images/a.png" if command == "predict" else f"data={data}"
+    modules = run_and_list_modules(command, str(tmp_path / "w.pt"), str(images), "--out", str(tmp_path / "out"))
     assert {"torch", "torchvision"} <= modules
     heavy = {"torch._dynamo", "torch._inductor", "sympy", "tensorboard", "jinja2", "onnx", "torchvision.tv_tensors"}
     assert modules.isdisjoint(heavy | {"fcos.training.loop", "fcos.reporting.report", "fcos.doctor.check"})

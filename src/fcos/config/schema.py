@@ -289,8 +289,8 @@ class TrainConfig(_Section):
     precision: Precision = "float32"
     """Precision of backbone and head (autocast); losses and boxes stay in float32. `float16` uses loss scaling."""
     compile: bool = False
-    """Compile the network with torch.compile: the first steps take minutes, later ones are faster. On the CPU this
-    needs a C++ compiler."""
+    """Compile the network with torch.compile: the first steps take minutes, later ones are faster. It pays on a GPU; on
+    the CPU, where it needs a C++ compiler, steps take as long as without it."""
     on_nonfinite: OnProblem = "stop"
     """If the loss or a gradient is not finite: `stop` the run, or `skip` the update (ten skipped steps in a row stop
     the run). The first ten of these steps are saved in RUN/nonfinite."""

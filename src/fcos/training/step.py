@@ -155,6 +155,7 @@ def train_step(
     settings, state = run.config.train, run.state
     num_boxes = _count_boxes(batch)  # before the transfer: counting on the GPU would synchronize
     batch = _with_seeds(batch.to(run.device), settings.seed, state.iteration)
+    # Any step can turn out not to be finite, and must leave the weights and the statistics as they were.
     statistics = [(buffer, buffer.clone()) for buffer in _batch_statistics(run.model)]
     run.optimizer.zero_grad(set_to_none=True)
     losses = _accumulate(ddp_model, batch, run, micro_batches)
@@ -232,7 +233,7 @@ def _with_seeds(batch: Batch, seed: int, iteration: int) -> Batch:
 
 
 def _batch_statistics(model: nn.Module) -> list[Tensor]:
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.SyncBatchNorm)]
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.SyncBatchNorm) and m.training]
     return [buffer for norm in norms for buffer in norm.buffers()]
 
 
