@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import fcos
+from fcos.choices import Precision
 from fcos.config import FCOSConfig
+from fcos.precision import has_instructions
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = 80  # of detectors with random weights
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 Job = Callable[[], object]
 
 
@@ -67,6 +71,27 @@ def times(run: Job, repeats: int) -> list[float]:
         if i >= 2:
             found.append(time.perf_counter() - start)
     return found
+
+
+def precision_of(side: str) -> Precision:
+    """Return the precision that the name of a row of a table contains."""
+    return "bfloat16" if "bfloat16" in side else "float32"
+
+
+def measure_limits() -> dict[str, float]:
+    """Measure the operations per second of a large convolution, by precision, and the bytes per second of a copy."""
+    rates: dict[str, float] = {}
+    with torch.inference_mode():
+        for name in filter(has_instructions, PRECISIONS):
+            dtype = getattr(torch, name)
+            conv = nn.Conv2d(256, 256, 3, padding=1, bias=False).to(dtype).to(memory_format=torch.channels_last)
+            image = torch.randn(1, 256, 128, 128).to(dtype).contiguous(memory_format=torch.channels_last)
+            operations = 2 * 9 * 256 * 256 * 128 * 128
+            rates[name] = operations / min(times(lambda conv=conv, image=image: conv(image), 10))
+        source = torch.randn(64 * 2**20)
+        target = torch.empty_like(source)
+        rates["bandwidth"] = 2 * source.numel() * 4 / min(times(lambda: target.copy_(source), 5))
+    return rates
 
 
 def in_fresh_process(script: str, *options: str) -> Any:

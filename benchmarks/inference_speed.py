@@ -1,6 +1,6 @@
 """Measure the time of detection as users of fcos and of torchvision get it, in fresh processes that take turns.
 
-    python benchmarks/inference_speed.py [--only mobilenet resnet] [--rounds 3] [--repeats 7]
+    python benchmarks/inference_speed.py [--only mobilenet resnet] [--rounds 3] [--repeats 7] [--name inference_speed]
 
 Both have the same layers (random weights), one uint8 image and two threads at most. `fcos` is `fcos.load(RECIPE)`:
 batch norms folded, channels-last, freed memory kept. `torchvision` is its FCOS as built, in float32. The other rows
@@ -8,7 +8,8 @@ show where the difference comes from. Settings of the allocator belong to a proc
 its own.
 
 Two lower limits stand beside each figure: the operations of all convolutions divided by the rate of a large one, and
-the bytes that they read and write divided by the bandwidth of a copy, both measured in the same run.
+the bytes that they read and write divided by the bandwidth of a copy, both measured in the same run. On processors
+without bfloat16 instructions, bfloat16 is not measured.
 """
 
 from __future__ import annotations
@@ -23,7 +24,18 @@ from typing import Any, NamedTuple
 
 import torch
 import torchvision_detectors
-from common import CLASSES, Job, fcos_section, in_fresh_process, machine, markdown, times, write
+from common import (
+    CLASSES,
+    Job,
+    fcos_section,
+    in_fresh_process,
+    machine,
+    markdown,
+    measure_limits,
+    precision_of,
+    times,
+    write,
+)
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -31,6 +43,8 @@ import fcos
 from fcos.allocator import keep_freed_memory
 from fcos.inference.resized import Resized
 from fcos.inference.selection import Selection
+from fcos.models.inference_copy import InferenceCopy
+from fcos.precision import has_instructions
 
 REFERENCE = "torchvision, float32"
 
@@ -50,7 +64,8 @@ def ours(case: Case, *, precision: str = "float32", folded: bool = True) -> tupl
     options = [f"model.num_classes={CLASSES}", "model.backbone.weights=null", f"eval.precision={precision}"]
     detector = fcos.load(case.recipe, *options, device="cpu")
     if not folded:
-        setattr(detector, "_fold", lambda model: model)  # noqa: B010 (of another type)
+        assert isinstance(detector._inference_copy, InferenceCopy)
+        setattr(detector, "_inference_copy", lambda model: model)  # noqa: B010 (of another type)
     image = torch.randint(0, 256, (3, *case.size), dtype=torch.uint8)
     picture = Resized([image] * len(detector.resize.transforms), (case.size,), case.size)
     return detector.model, lambda: detector.detect_resized([picture], [Selection()])
@@ -107,27 +122,12 @@ def work(model: nn.Module, run: Job) -> tuple[int, int]:
     return counter.get_total_flops(), moved
 
 
-def limits() -> dict[str, Any]:
-    """Measure operations per second of a large convolution by precision, and the bytes per second of a copy."""
-    rates: dict[str, float] = {}
-    with torch.inference_mode():
-        for name in ("float32", "bfloat16"):
-            dtype = getattr(torch, name)
-            conv = nn.Conv2d(256, 256, 3, padding=1, bias=False).to(dtype).to(memory_format=torch.channels_last)
-            image = torch.randn(1, 256, 128, 128).to(dtype).contiguous(memory_format=torch.channels_last)
-            operations = 2 * 9 * 256 * 256 * 128 * 128
-            rates[name] = operations / min(times(lambda conv=conv, image=image: conv(image), 10))
-        source = torch.randn(64 * 2**20)
-        target = torch.empty_like(source)
-        rates["bandwidth"] = 2 * source.numel() * 4 / min(times(lambda: target.copy_(source), 5))
-    return rates
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES), help="leave out the others")
     parser.add_argument("--rounds", type=int, default=3, help="processes of every side, which take turns")
     parser.add_argument("--repeats", type=int, default=7, help="detections in every process")
+    parser.add_argument("--name", default="inference_speed", help="of the files with the results")
     parser.add_argument("--side", choices=list(SIDES), help="print the seconds of one side, in this process")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -135,21 +135,22 @@ def main() -> None:
         print(json.dumps(times(SIDES[options.side](CASES[options.only[0]])[1], options.repeats)))
         return
     facts = {**machine(), "rounds": options.rounds, "repeats": options.repeats}
-    rates = limits()
+    sides = [side for side in SIDES if has_instructions(precision_of(side))]
+    rates = measure_limits()
     print(facts, rates)
     rows, results = [], {}
     for name in options.only:
         operations, moved = work(*ours(CASES[name], folded=False))
-        seconds: dict[str, list[list[float]]] = {side: [] for side in SIDES}
+        seconds: dict[str, list[list[float]]] = {side: [] for side in sides}
         for _ in range(options.rounds):
-            for side in SIDES:
+            for side in sides:
                 choice = ["--only", name, "--repeats", str(options.repeats), "--side", side]
                 seconds[side].append(in_fresh_process(__file__, *choice))
                 print(f"{name}: {side}: {statistics.median(seconds[side][-1]) * 1e3:.1f} ms", flush=True)
         medians = {side: [statistics.median(each) for each in found] for side, found in seconds.items()}
         reference = statistics.median(medians[REFERENCE])
         for side, found in medians.items():
-            dtype = "bfloat16" if "bfloat16" in side else "float32"
+            dtype = precision_of(side)
             median = statistics.median(found)
             compute, traffic = operations / rates[dtype], moved * getattr(torch, dtype).itemsize / rates["bandwidth"]
             cells = (median, min(found), max(found), compute, traffic)
@@ -159,7 +160,7 @@ def main() -> None:
             )
         results[name] = {"operations": operations, "values_moved": moved, "seconds": seconds}
     write(
-        "inference_speed",
+        options.name,
         "Detection of one image in fresh processes that take turns (milliseconds)",
         facts,
         markdown(["what", "median", "fastest process", "slowest", "limit: operations", "limit: bytes", "ratio"], rows),

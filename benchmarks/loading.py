@@ -4,7 +4,8 @@
 
 Generated JPEG photographs (quality 90, 4:2:0) are loaded as float batches of 4 by `data.resize=pillow`, by
 `data.resize=torch`, the same with `data.decode=fast` and with `data.cache`, and torchvision's tensor pipeline
-(`decode_jpeg` and transforms.v2), in turns, with one thread. The caches are full when the measurement starts.
+(`decode_jpeg` and transforms.v2), in turns, with one thread. The caches are full when the measurement starts. The lower
+limit of `data.resize=torch` is the decoding and resizing of JPEG files in memory, with nothing around them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from common import machine, markdown, write
 from PIL import Image
+from simplejpeg import decode_jpeg as decode_simplejpeg
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
@@ -29,6 +31,8 @@ import fcos
 from fcos.choices import Cache
 from fcos.data import build_train_loader, load_annotations
 from fcos.data.cache import CacheFiles
+from fcos.data.geometry import resize_image, resize_size
+from fcos.data.images import size_of
 
 CASES = {"640x480 to 320": ((480, 640), 320, 512), "4000x3000 to 800": ((3000, 4000), 800, 1333)}
 BATCH_SIZE = 4
@@ -74,6 +78,18 @@ def theirs(folder: Path, short_side: int, max_side: int) -> Iterator[object]:
             yield torch.stack(images).float()
 
 
+def lower_limit(folder: Path, short_side: int, max_side: int) -> Iterator[object]:
+    """Yield endless batches of pixels that are decoded and resized as ours, but neither checked, flipped nor joined."""
+    contents = [file.read_bytes() for file in sorted(folder.glob("*.jpg"))]
+    while True:
+        for start in range(0, len(contents), BATCH_SIZE):
+            pixels = [
+                torch.from_numpy(decode_simplejpeg(c)).permute(2, 0, 1) for c in contents[start : start + BATCH_SIZE]
+            ]
+            size = resize_size(*size_of(pixels[0]), short_side, max_side)
+            yield [resize_image(image, size, method="torch") for image in pixels]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=40, help="of every size, a multiple of 4")
@@ -89,6 +105,7 @@ def main() -> None:
             pillow, torch_resize, fast = "data.resize=pillow", "data.resize=torch", "data.decode=fast"
             for chosen in ((pillow,), (torch_resize,), (torch_resize, fast)):
                 sides[f"fcos, {', '.join(chosen)}"] = ours(folder, short_side, max_side, *chosen)
+            sides["lower limit: decode and resize"] = lower_limit(folder, short_side, max_side)
             for cache in ("ram", "disk"):
                 loader = ours(folder, short_side, max_side, torch_resize, cache=cache)
                 sides[f"fcos, {torch_resize}, data.cache={cache}"] = loader

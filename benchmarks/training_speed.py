@@ -4,9 +4,10 @@
 
 Both have the same layers (random weights), images, frozen stages, optimiser and weight average. `fcos` is the step of
 `fcos train`: channels-last, freed memory kept, loss and gradient norm read after every step. `torchvision` is its FCOS
-as built. Settings of the allocator belong to a process, so that every row has processes of its own. The peak memory
-is that of the whole process beyond its memory before the first step. On processors without bfloat16 instructions,
-bfloat16 is not measured. Linux only.
+as built. Settings of the allocator belong to a process, so that every row has processes of its own. The lower limit is
+the operations of our convolutions, forwards and backwards, divided by the rate of a large one in the same run. The peak
+memory is that of the whole process beyond its memory before the first step. On processors without bfloat16
+instructions, bfloat16 is not measured. Linux only.
 """
 
 from __future__ import annotations
@@ -22,8 +23,20 @@ from typing import Any, NamedTuple
 
 import torch
 import torchvision_detectors
-from common import CLASSES, Job, fcos_section, in_fresh_process, machine, markdown, times, write
+from common import (
+    CLASSES,
+    Job,
+    fcos_section,
+    in_fresh_process,
+    machine,
+    markdown,
+    measure_limits,
+    precision_of,
+    times,
+    write,
+)
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fcos
@@ -33,7 +46,7 @@ from fcos.models import build_model
 from fcos.precision import has_instructions
 from fcos.structures import Batch, Objects
 from fcos.training.run import Run
-from fcos.training.step import train_step
+from fcos.training.step import train_step, wrap_model
 
 OBJECTS = 10  # per image
 REFERENCE = "torchvision, float32"
@@ -76,11 +89,14 @@ def ours(case: Case, *, precision: str = "float32") -> Job:
     data: Any = SimpleNamespace(class_names=[], category_ids=[], keypoint_layout=None)
     run = Run(Path(), config, model=model, train_data=data, val_data=None, elapsed=lambda: 0.0)
     batch_, undisturbed = batch(case), SimpleNamespace(requested=False)
-    return lambda: train_step(model, batch_, run, undisturbed, micro_batches=1)  # pyright: ignore[reportArgumentType]
+    wrapped = wrap_model(run)
+    return lambda: train_step(wrapped, batch_, run, undisturbed, micro_batches=1)  # pyright: ignore[reportArgumentType]
 
 
-def theirs(case: Case, *, precision: str = "float32", channels_last: bool = False) -> Job:
+def theirs(case: Case, *, precision: str = "float32", channels_last: bool = False, keep: bool = False) -> Job:
     """Return the job of the same training step with torchvision's network."""
+    if keep:
+        keep_freed_memory(torch.device("cpu"))
     config = load_config(case)
     section, settings = fcos_section(config), config.train
     frozen = nn.ModuleList()
@@ -130,10 +146,27 @@ def build_optimizer(parameters: list[nn.Parameter], settings: TrainConfig) -> to
 SIDES: dict[str, Callable[[Case], Job]] = {
     REFERENCE: theirs,
     "torchvision, float32, channels-last": partial(theirs, channels_last=True),
+    "torchvision, float32, channels-last, freed memory kept": partial(theirs, channels_last=True, keep=True),
     "torchvision, autocast to bfloat16": partial(theirs, precision="bfloat16"),
     "fcos, float32": ours,
     "fcos, bfloat16": partial(ours, precision="bfloat16"),
 }
+
+
+def count_operations(job: Job) -> int:
+    """Return the operations of all convolutions in a training step: forwards, and for the gradients that they need."""
+    operations = 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal operations
+        if isinstance(module, nn.Conv2d):
+            passes = 1 + module.weight.requires_grad + inputs[0].requires_grad
+            operations += 2 * passes * output.numel() * module.weight[0].numel()
+
+    handle = register_module_forward_hook(count)
+    job()
+    handle.remove()
+    return operations
 
 
 def memory(name: str) -> float:
@@ -161,10 +194,12 @@ def main() -> None:
         print(json.dumps(measure(SIDES[options.side](CASES[options.only[0]]), options.repeats)))
         return
     facts = {**machine(), "rounds": options.rounds, "repeats": options.repeats}
-    print(facts)
-    sides = [side for side in SIDES if "bfloat16" not in side or has_instructions("bfloat16")]
+    sides = [side for side in SIDES if has_instructions(precision_of(side))]
+    rates = measure_limits()
+    print(facts, rates)
     rows, results = [], {}
     for name in options.only:
+        operations = count_operations(ours(CASES[name]))
         found: dict[str, list[Any]] = {side: [] for side in sides}
         for _ in range(options.rounds):
             for side in sides:
@@ -176,17 +211,20 @@ def main() -> None:
         count, (height, width) = CASES[name].batch_size, CASES[name].size
         for side, each in medians.items():
             median, peak = statistics.median(each), statistics.median(one["peak"] for one in found[side])
-            cells = (f"{x * 1e3:.0f}" for x in (median, min(each), max(each)))
+            limit = operations / rates[precision_of(side)]
+            cells = (f"{x * 1e3:.0f}" for x in (median, min(each), max(each), limit))
             rows.append(
                 [f"{name} {count}x{height}x{width}: {side}", *cells, f"{peak:.0f}", f"{reference / median:.2f}"]
             )
-        results[name] = found
+        results[name] = {"operations": operations, "sides": found}
     write(
         "training_speed",
         "Training step in fresh processes that take turns (milliseconds; a ratio above 1: faster than the first row)",
         facts,
-        markdown(["what", "median", "fastest process", "slowest", "peak memory (MiB)", "ratio"], rows),
-        {"results": results},
+        markdown(
+            ["what", "median", "fastest process", "slowest", "limit: operations", "peak memory (MiB)", "ratio"], rows
+        ),
+        {"rates_per_second": rates, "results": results},
     )
 
 
