@@ -1,9 +1,10 @@
 """Measure training and inference of FCOS R-50 at 800x1344 on one GPU, beside torchvision's FCOS.
 
-    python benchmarks/gpu_speed.py [--batch 16] [--compile] [--profile]
+    python benchmarks/gpu_speed.py [--batch 16] [--compile] [--contiguous] [--profile]
 
 Both have the same architecture, random weights, input and memory format, and alternate in one process. For ours, the
-number of times that a training step and a detection wait for the GPU is counted, too.
+number of times that a training step and a detection wait for the GPU is counted, too. In float16, the loss is scaled.
+The results of `--contiguous`, where both are not in channels-last, have a file of their own.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def training_job(model: torch.nn.Module, batch: int, dtype: torch.dtype, *, is_o
     rows = [{"boxes": b, "labels": k} for b, k in zip(boxes, labels, strict=True)]
     sizes = torch.tensor([(HEIGHT, WIDTH)] * batch).cuda()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-6, momentum=0.9)
+    scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
 
     def run() -> float:
         model.train()
@@ -48,8 +50,9 @@ def training_job(model: torch.nn.Module, batch: int, dtype: torch.dtype, *, is_o
         with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
             terms = model(x, sizes, targets).terms if is_ours else model(list(x.float() / 255), rows)
         loss = torch.stack(list(terms.values())).sum()
-        loss.backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         return loss.item()
 
     return run
@@ -119,12 +122,14 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--compile", action="store_true", help="also measure ours with train.compile")
+    parser.add_argument("--contiguous", action="store_true", help="measure both without channels-last")
     parser.add_argument("--profile", action="store_true", help="print the kernels that take most of a training step")
     options = parser.parse_args()
     ours = build_model(fcos_section(fcos.Config()), num_classes=CLASSES, pretrained=False)
     assert isinstance(ours, FCOS)
-    ours.cuda().to(memory_format=torch.channels_last)
-    theirs = torchvision_detectors.fcos_resnet50(CLASSES).cuda().to(memory_format=torch.channels_last)
+    theirs = torchvision_detectors.fcos_resnet50(CLASSES)
+    for model in (ours, theirs):
+        model.cuda().to(memory_format=torch.contiguous_format if options.contiguous else torch.channels_last)
     head: Any = theirs.head.classification_head
     # About one of 2,000 random scores of ours exceeds the threshold, as in crowded images.
     for module in (ours.head.logits, head.cls_logits):
@@ -146,8 +151,7 @@ def main() -> None:
         print(rows[-1], flush=True)
 
     large = options.batch
-    for dtype in (torch.float32, torch.bfloat16):
-        label = "TF32" if dtype == torch.float32 else "bfloat16"
+    for dtype, label in ((torch.float32, "TF32"), (torch.float16, "float16"), (torch.bfloat16, "bfloat16")):
         pair = (for_inference(ours, dtype), True), (theirs, False)
         for batch in (1, large):
             jobs = tuple(inference_job(model, batch, dtype, is_ours=is_ours) for model, is_ours in pair)
@@ -166,7 +170,8 @@ def main() -> None:
             job()
         print(profile.key_averages().table(sort_by="self_device_time_total", row_limit=30, max_name_column_width=120))
     columns = ["what", "fcos images/s", "torchvision images/s", "ratio", "GiB", "waits of fcos"]
-    write("gpu_speed", "FCOS R-50 on one GPU", facts, markdown(columns, rows), {"results": results})
+    name = "gpu_speed_contiguous" if options.contiguous else "gpu_speed"
+    write(name, "FCOS R-50 on one GPU", facts, markdown(columns, rows), {"results": results})
 
 
 if __name__ == "__main__":

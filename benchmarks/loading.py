@@ -34,7 +34,11 @@ from fcos.data.cache import CacheFiles
 from fcos.data.geometry import resize_image, resize_size
 from fcos.data.images import size_of
 
-CASES = {"640x480 to 320": ((480, 640), 320, 512), "4000x3000 to 800": ((3000, 4000), 800, 1333)}
+CASES = {
+    "640x480 to 320": ((480, 640), 320, 512),
+    "640x480 to 800": ((480, 640), 800, 1333),
+    "4000x3000 to 800": ((3000, 4000), 800, 1333),
+}
 BATCH_SIZE = 4
 
 
