@@ -5,7 +5,7 @@
 Generated JPEG photographs (quality 90, 4:2:0) are loaded as float batches of 4 by `data.resize=pillow`, by
 `data.resize=torch`, the same with `data.decode=fast` and with `data.cache`, and torchvision's tensor pipeline
 (`decode_jpeg` and transforms.v2), in turns, with one thread. The caches are full when the measurement starts. The lower
-limit of `data.resize=torch` is the decoding and resizing of JPEG files in memory, with nothing around them.
+limit of `data.resize=torch` is the decoding and resizing of JPEG files in memory, and nothing else.
 """
 
 from __future__ import annotations

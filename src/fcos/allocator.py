@@ -14,17 +14,17 @@ VARIABLE = "FCOS_KEEP_FREED_MEMORY"
 """Environment variable; with the value 0, `keep_freed_memory` does nothing."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt, see malloc.h of glibc
-_LARGEST_BLOCK = 2**30
+_LARGEST_BLOCK = 128 * 2**20  # R-50 at 800x1216 has maps of 62 MB; arrays that are larger are a user's own
 _LARGEST_BLOCK_OF_OLD_GLIBC = 32 * 2**20  # older versions refuse larger values
-_NEVER = 2**31 - 1
+_LARGEST_REST = 2**31 - 1  # in bytes: free memory above this amount is returned
 
 
 def keep_freed_memory(device: torch.device) -> bool:
-    """Let this process keep and reuse the memory of freed tensors up to 1 GiB instead of returning it to the system.
+    """Let this process keep and reuse the memory of freed tensors up to 128 MiB instead of returning it to the system.
 
     By default, glibc returns each large block at once, and the system has to provide and clear its pages again for the
-    next tensor. Older versions of glibc keep tensors up to 32 MiB only. The processes that this process forks have the
-    same setting.
+    next tensor. Older versions of glibc keep tensors up to 32 MiB only, and other threads than the main one up to about
+    64 MiB. The processes that this process forks have the same setting.
 
     Args:
         device: device of the detector; nothing is done unless it is the CPU.
@@ -38,5 +38,6 @@ def keep_freed_memory(device: torch.device) -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    is_larger = any(mallopt(_M_MMAP_THRESHOLD, size) == 1 for size in (_LARGEST_BLOCK, _LARGEST_BLOCK_OF_OLD_GLIBC))
-    return is_larger and mallopt(_M_TRIM_THRESHOLD, _NEVER) == 1
+    sizes = _LARGEST_BLOCK, _LARGEST_BLOCK_OF_OLD_GLIBC
+    keeps_blocks = any(mallopt(_M_MMAP_THRESHOLD, size) == 1 for size in sizes)
+    return keeps_blocks and mallopt(_M_TRIM_THRESHOLD, _LARGEST_REST) == 1

@@ -137,6 +137,15 @@ def test_other_formats_predict_the_same(form: Any, tmp_path: Path) -> None:
     assert_same_predictions(fcos.load(exported.path), detector)
 
 
+def test_batch_norms_are_folded(tmp_path: Path) -> None:
+    detector = small_detector(head={"num_convs": 1, "norm": "bn"})
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in detector.model.modules())
+    path = detector.export(tmp_path / "model.pt2", form="torch_export", **ONE_SIZE).path
+    operators = {str(node.target) for node in torch.export.load(path).graph.nodes}
+    assert any("conv2d" in operator for operator in operators)
+    assert not any("batch_norm" in operator for operator in operators)
+
+
 @pytest.mark.parametrize(
     ("form", "options"),
     [
