@@ -125,9 +125,11 @@ def test_suppression_waits_once_for_the_whole_batch(num_images: int, monkeypatch
 
 
 @pytest.mark.parametrize("num_images", [1, 5])
-def test_training_step_waits_once_for_the_losses(num_images: int) -> None:
+@pytest.mark.parametrize("name", ["fcos", "retinanet"])
+def test_training_step_waits_once_for_the_losses(name: str, num_images: int) -> None:
     """It waits once more, for the values of the losses and the gradient norm (`tolist`)."""
-    config = tiny_config()
+    config = tiny_config(name=name)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"clip_norm": 10.0, "ema": 0.998})})
     model = build_model(config.model, num_classes=3, pretrained=False)
     data: Any = SimpleNamespace(class_names=[], category_ids=[], keypoint_layout=None)
     run = Run(Path(), config, model=model, train_data=data, val_data=None, elapsed=lambda: 0.0)
