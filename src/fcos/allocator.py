@@ -14,7 +14,9 @@ VARIABLE = "FCOS_KEEP_FREED_MEMORY"
 """Environment variable; with the value 0, `keep_freed_memory` does nothing."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt, see malloc.h of glibc
-_LARGEST_BLOCK = 128 * 2**20  # R-50 at 800x1216 has maps of 62 MB; arrays that are larger are a user's own
+# More than the largest maps of R-50 at 800x1216 (62 MB). glibc before 2.38 does not reuse aligned blocks at once, so
+# that larger arrays of a user's program would take several times their memory.
+_LARGEST_BLOCK = 128 * 2**20
 _LARGEST_BLOCK_OF_OLD_GLIBC = 32 * 2**20  # older versions refuse larger values
 _LARGEST_REST = 2**31 - 1  # in bytes: free memory above this amount is returned
 
