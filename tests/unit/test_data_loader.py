@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -231,6 +232,23 @@ def _damage_the_middle(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 200] = bytes(200)
     path.write_bytes(content)
+
+
+def test_workers_keep_freed_memory_for_any_device(
+    data: tuple[Path, Annotations], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, annotations = data
+    note = tmp_path / "workers"
+
+    def keep(device: torch.device) -> None:
+        with note.open("a", encoding="utf-8") as file:
+            print(os.getpid(), device, file=file)
+
+    monkeypatch.setattr("fcos.data.loader.keep_freed_memory", keep)  # the workers are forked
+    _first(build_train_loader(_settings(root, workers=2), annotations), 1)
+    pids, devices = zip(*(line.split() for line in note.read_text(encoding="utf-8").splitlines()), strict=True)
+    assert len({*pids, str(os.getpid())}) == 3
+    assert devices == ("cpu", "cpu")
 
 
 @pytest.mark.parametrize("on_error", ["stop", "skip"])

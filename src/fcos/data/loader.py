@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..allocator import keep_freed_memory
 from ..columns import columns
 from ..config import Config, DataConfig
 from ..errors import DataError
@@ -173,7 +174,7 @@ class Loader:
                 batch_size=None,
                 collate_fn=_send if workers else _identity,
                 num_workers=workers,
-                worker_init_fn=_leave_process_group,
+                worker_init_fn=_start_worker,
                 pin_memory=torch.cuda.is_available(),
                 generator=torch.Generator(),
             )
@@ -221,12 +222,13 @@ def _send(loaded: Any) -> Any:
     return pickle.dumps(loaded)
 
 
-def _leave_process_group(_worker: int) -> None:
-    """Move a worker to a separate OS process group.
+def _start_worker(_worker: int) -> None:
+    """Keep freed memory, for any device of the detector, and move the worker to a separate OS process group.
 
     Ctrl-C, and SIGTERM from torchrun or a batch system, are sent to all processes of a group. The parent still needs a
     batch to finish its step, and then stops the workers.
     """
+    keep_freed_memory(torch.device("cpu"))
     if hasattr(os, "setpgid"):  # not on Windows
         os.setpgid(0, 0)
     parent = multiprocessing.parent_process()
