@@ -81,6 +81,7 @@ def test_options_that_agree_or_only_affect_detection_are_accepted(weights: Path,
         ("predictions", ["epochs=3"], "epochs: no such option, and train.epochs has no effect on predictions"),
         ("predictions", ["data=cells"], "data: no effect on predictions; remove it"),
         ("predictions", ["data.val.images=x"], "data.val.images: no effect"),
+        ("predictions", ["data={short_side: 64}"], "data is a section; give its options one by one"),
         (
             "predictions",
             ["eval.voc_metrics=true", "eval.keypoint_sigmas=[0.1]"],
