@@ -23,6 +23,7 @@ from ..masks import Masks
 from ..models import DetectionModel
 from ..models.folding import fold_frozen_stages
 from ..models.inference_copy import compile_modules
+from ..models.weight_gradients import has_slow_weight_gradients, use_contiguous_weight_gradients
 from ..precision import autocast
 from ..structures import Batch, Losses, Objects
 from .diagnosis import explain_non_finite
@@ -112,11 +113,13 @@ def wrap_model(run: Run) -> nn.Module:
     """Return the model for the training steps, with the same parameters.
 
     Frozen stages are folded if `train.fold_frozen` is set, the model is compiled if `train.compile` is set, and it is
-    wrapped in DDP if several processes train.
+    wrapped in DDP if several processes train. Convolutions that are not compiled avoid slow weight gradients.
     """
     model = fold_frozen_stages(run.model) if run.config.train.fold_frozen else run.model
     if run.config.train.compile:
         compile_modules(model)
+    elif has_slow_weight_gradients(run.device):
+        use_contiguous_weight_gradients(model)
     if world_size() == 1:
         return model
     if is_own(run.config.model.backbone.name):  # it may leave parameters unused
