@@ -19,11 +19,11 @@ from fcos.training.loop import train
 
 
 class WeightGradients(TorchDispatchMode):
-    """Records the memory formats of the input maps of the convolutions whose weight gradients are computed.
+    """Records the memory formats that determine the kernels of weight gradients: channels-last if one tensor is.
 
     Attributes:
-        formats: formats of the maps.
-        formats_of_dense: formats of those of convolutions that are neither grouped nor 1x1.
+        formats: formats in all convolutions.
+        formats_of_dense: formats in those that are neither grouped nor 1x1.
     """
 
     def __init__(self) -> None:
@@ -33,8 +33,9 @@ class WeightGradients(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.convolution_backward.default and args[-1][1]:
-            _, images, weight, *_, groups, _ = args
-            memory_format = "contiguous" if images.is_contiguous() else "channels-last"
+            gradient, images, weight, *_, groups, _ = args
+            is_contiguous = all(tensor.is_contiguous() for tensor in (gradient, images, weight))
+            memory_format = "contiguous" if is_contiguous else "channels-last"
             self.formats.add(memory_format)
             if groups == 1 and weight.shape[2:] != (1, 1):
                 self.formats_of_dense.add(memory_format)

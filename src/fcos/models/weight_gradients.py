@@ -59,10 +59,12 @@ class _Convolution(torch.autograd.Function):
         images, weight = ctx.saved_tensors
         needs_images, *needs_rest = ctx.needs_input_grad[:3]
 
-        def gradients(gradient: Tensor, images: Tensor, needed: list[bool]) -> tuple[Tensor | None, ...]:
+        def gradients(tensors: tuple[Tensor, ...], needed: list[bool]) -> tuple[Tensor | None, ...]:
             options = ctx.bias_sizes, *ctx.geometry, False, [0, 0], 1, needed
-            return torch.ops.aten.convolution_backward(gradient, images, weight, *options)
+            return torch.ops.aten.convolution_backward(*tensors, *options)
 
-        of_images = gradients(gradient, images, [True, False, False])[0] if needs_images else None
-        _, *of_rest = gradients(gradient.contiguous(), images.contiguous(), [False, *needs_rest])
+        tensors = gradient, images, weight
+        of_images = gradients(tensors, [True, False, False])[0] if needs_images else None
+        # All three are contiguous, because a single one in channels-last format determines the kernel.
+        _, *of_rest = gradients(tuple(each.contiguous() for each in tensors), [False, *needs_rest])
         return of_images, *of_rest, None
