@@ -1,6 +1,6 @@
 """Measure the loading of training images on one core: read, decode, resize, flip and collate.
 
-    python benchmarks/loading.py [--only "640x480 to 320"] [--images 16] [--rounds 3]
+    python benchmarks/loading.py [--images 16] [--rounds 3]
 
 Generated JPEG photographs (quality 90, 4:2:0) are loaded as float batches of 4, as users of both libraries get it:
 torchvision's tensor pipeline (`decode_jpeg` and transforms.v2), and fcos, whose training and loader workers keep freed
@@ -137,11 +137,15 @@ def measure(batches: Iterator[object], images: int, passes: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES), help="leave out the others")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(CASES), default=list(CASES), help="print these, without writing results"
+    )
     parser.add_argument("--images", type=int, default=16, help="of every size, a multiple of 4")
     parser.add_argument("--rounds", type=int, default=3, help="processes of every side, which take turns")
-    parser.add_argument("--side", nargs=2, metavar=("NAME", "DIR"), help="print the times of one side, in this process")
+    parser.add_argument("--side", nargs=2, metavar=("NAME", "DIR"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.images < 1 or options.images % BATCH_SIZE or options.rounds < 1:
+        parser.error(f"--images must be a multiple of {BATCH_SIZE}, and --rounds at least 1")
     torch.set_num_threads(1)
     if options.side:
         (side, folder), case = options.side, CASES[options.only[0]]
@@ -164,6 +168,8 @@ def main() -> None:
             rows.append([f"{name}: {side}", *cells])
             print(rows[-1], flush=True)
         results[name] = found
+    if options.only != list(CASES):
+        return  # the committed results have all cases
     write(
         "loading",
         "Loading of training images on one core (milliseconds per image; a ratio above 1: faster than the first row)",

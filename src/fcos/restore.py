@@ -208,7 +208,8 @@ def _check_is_weights(weights: str | Path) -> None:
 
 
 def _reject_without_effect(options: Sequence[str], use: Use) -> None:
-    keys = [text.partition("=")[0] for text in options if not text.startswith("data={")]  # a section, rejected later
+    # The parser of options rejects `data={...}`, a section and not a data set, with the form to type.
+    keys = [text.partition("=")[0] for text in options if not text.startswith("data={")]
     for key in keys:
         meant = suggest_options(Config, key)
         if meant and key not in (*meant, "data") and all(is_among(option, _NO_EFFECT[use]) for option in meant):

@@ -245,6 +245,7 @@ def test_workers_keep_freed_memory_for_any_device(
             print(os.getpid(), device, file=file)
 
     monkeypatch.setattr("fcos.data.loader.keep_freed_memory", keep)  # the workers are forked
+    monkeypatch.setattr("fcos.data.loader.limit_workers", lambda workers: workers)
     _first(build_train_loader(_settings(root, workers=2), annotations), 1)
     pids, devices = zip(*(line.split() for line in note.read_text(encoding="utf-8").splitlines()), strict=True)
     assert len({*pids, str(os.getpid())}) == 3

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from detectors import MOBILENET
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fcos.config import Config
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.models.weight_gradients import has_slow_weight_gradients, use_contiguous_weight_gradients
+from fcos.training import step
 from fcos.training.loop import train
 
 
@@ -105,13 +107,48 @@ def test_training_gives_the_same_weights(
     states = []
     for capability in ("AVX512", "AVX2"):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
-        config = configure(model={"name": name}).model_copy(update={"output_dir": tmp_path / capability})
+        config = configure(model={"name": name, **MOBILENET}).model_copy(update={"output_dir": tmp_path / capability})
         with WeightGradients() as recorded:
             run = train(config).run
         assert ("channels-last" in recorded.formats_of_dense) == (capability == "AVX512")
         states.append(load_checkpoint(run / "weights/last.pt").model)
     for key, expected in states[0].items():
         torch.testing.assert_close(states[1][key], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"model": {"backbone": {"name": "own_backbone:Own"}}}, {"compile": True}])
+def test_own_and_compiled_modules_stay_as_they_are(
+    options: dict[str, Any], configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[nn.Module] = []
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(step, "use_contiguous_weight_gradients", parts.append)
+    monkeypatch.setattr(step, "compile_modules", lambda _: None)
+    train(configure(**options))
+    assert [type(part).__name__ for part in parts] == ([] if "compile" in options else ["FPN", "FCOSHead"])
+
+
+def test_other_inputs_are_computed_as_before() -> None:
+    conv = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+    changed = copy.deepcopy(conv)
+    use_contiguous_weight_gradients(changed)
+    for images in (torch.randn(4, 9, 11), torch.randn(0, 4, 9, 11), torch.randn(2, 4, 9, 11, dtype=torch.float64)):
+        outputs = [each.to(images.dtype)(images) for each in (conv, changed)]
+        assert torch.equal(*outputs)
+        found = [
+            torch.autograd.grad(output.square().sum(), list(each.parameters()))
+            for output, each in zip(outputs, (conv, changed), strict=True)
+        ]
+        torch.testing.assert_close(found[0], found[1])
+
+
+def test_subclasses_stay_as_they_are() -> None:
+    class Own(nn.Conv2d):
+        pass
+
+    conv = Own(4, 6, 3)
+    use_contiguous_weight_gradients(conv)
+    assert type(conv) is Own
 
 
 @pytest.mark.parametrize(

@@ -18,29 +18,33 @@ def has_slow_weight_gradients(device: torch.device) -> bool:
 
 
 def use_contiguous_weight_gradients(model: nn.Module) -> None:
-    """Let a model compute the weight gradients of its dense convolutions in the contiguous format.
+    """Let a model compute the weight gradients of its dense convolutions in the contiguous format, in float32.
 
-    Losses are the same, gradients are equal up to rounding. The class of the convolutions changes, in place; subclasses
-    of `nn.Conv2d`, grouped and 1x1 convolutions stay as they are.
+    Losses are the same, gradients are equal up to rounding. The class of the convolutions changes, in place. Subclasses
+    of `nn.Conv2d`, grouped and 1x1 convolutions, and those whose padding is not a number of zeros, stay as they are.
+    The changed ones have no second derivatives, and `torch.func` cannot transform them.
     """
     for module in model.modules():
         is_dense = type(module) is nn.Conv2d and module.groups == 1 and module.kernel_size != (1, 1)
         if is_dense and module.padding_mode == "zeros" and not isinstance(module.padding, str):
-            module.__class__ = _Conv2d
+            module.__class__ = _ContiguousGradientConv2d
 
 
-class _Conv2d(nn.Conv2d):
+class _ContiguousGradientConv2d(nn.Conv2d):
     """Convolution that differs from `nn.Conv2d` in the memory format of its weight gradient only."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Convolve images [N, C, H, W]."""
+        """Convolve images [N, C, H, W]; all other inputs of `nn.Conv2d` are computed as there."""
         is_trained = torch.is_grad_enabled() and self.weight.requires_grad
-        if not is_trained or input.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        is_usual = input.device.type == "cpu" and input.dtype == torch.float32 and input.dim() == 4
+        if not is_trained or not is_usual or torch.is_autocast_enabled("cpu"):
             return super().forward(input)
-        return _Convolution.apply(input, self.weight, self.bias, (self.stride, self.padding, self.dilation))
+        return _ContiguousGradientConvolution.apply(
+            input, self.weight, self.bias, (self.stride, self.padding, self.dilation)
+        )
 
 
-class _Convolution(torch.autograd.Function):
+class _ContiguousGradientConvolution(torch.autograd.Function):
     """Convolution of images [N, C, H, W] with weights [D, C, h, w] and bias [D] or None.
 
     The geometry is the stride, the padding and the dilation, (y, x) each.
@@ -50,14 +54,14 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Any) -> Tensor:
         ctx.save_for_backward(images, weight)
         ctx.geometry = geometry
-        ctx.bias_sizes = None if bias is None else [len(bias)]
+        ctx.bias_sizes = None if bias is None else list(bias.shape)
         return torch.conv2d(images, weight, bias, *geometry)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         images, weight = ctx.saved_tensors
-        needs_images, *needs_rest = ctx.needs_input_grad[:3]
+        needs_images, *needs_parameters = ctx.needs_input_grad[:3]
 
         def gradients(tensors: tuple[Tensor, ...], needed: list[bool]) -> tuple[Tensor | None, ...]:
             options = ctx.bias_sizes, *ctx.geometry, False, [0, 0], 1, needed
@@ -66,5 +70,5 @@ class _Convolution(torch.autograd.Function):
         tensors = gradient, images, weight
         of_images = gradients(tensors, [True, False, False])[0] if needs_images else None
         # All three are contiguous, because a single one in channels-last format determines the kernel.
-        _, *of_rest = gradients(tuple(each.contiguous() for each in tensors), [False, *needs_rest])
-        return of_images, *of_rest, None
+        _, *of_parameters = gradients(tuple(each.contiguous() for each in tensors), [False, *needs_parameters])
+        return of_images, *of_parameters, None

@@ -30,6 +30,8 @@ from .diagnosis import explain_non_finite
 from .logs import StepResult
 from .run import Run, StopRequest
 
+_PARTS_OF_OURS = ("fpn", "head", "proposals")
+"""Parts of a detector that contain no code of a user-defined backbone, which may also build the heads of an R-CNN."""
 MAX_SKIPS = 10
 """Number of consecutive skipped steps (non-finite loss or gradients) that ends a run even with `on_nonfinite=skip`."""
 
@@ -113,16 +115,19 @@ def wrap_model(run: Run) -> nn.Module:
     """Return the model for the training steps, with the same parameters.
 
     Frozen stages are folded if `train.fold_frozen` is set, the model is compiled if `train.compile` is set, and it is
-    wrapped in DDP if several processes train. Convolutions that are not compiled avoid slow weight gradients.
+    wrapped in DDP if several processes train. Convolutions of ours that are not compiled avoid slow weight gradients.
     """
+    has_own_backbone = is_own(run.config.model.backbone.name)
     model = fold_frozen_stages(run.model) if run.config.train.fold_frozen else run.model
     if run.config.train.compile:
         compile_modules(model)
     elif has_slow_weight_gradients(run.device):
-        use_contiguous_weight_gradients(model)
+        for name, part in model.named_children():
+            if name in _PARTS_OF_OURS or not has_own_backbone:
+                use_contiguous_weight_gradients(part)
     if world_size() == 1:
         return model
-    if is_own(run.config.model.backbone.name):  # it may leave parameters unused
+    if has_own_backbone:  # it may leave parameters unused
         return DistributedDataParallel(_UnusedParameterModel(model), find_unused_parameters=True)
     return DistributedDataParallel(model)
 
