@@ -11,8 +11,8 @@ from torch import Tensor, nn
 def has_slow_weight_gradients(device: torch.device) -> bool:
     """Return whether PyTorch computes weight gradients of convolutions slowly in channels-last format.
 
-    That is so on processors with AVX2, but without AVX-512: the kernel of oneDNN needs 1.5 to 6 times as long as in the
-    contiguous format, more for larger maps. All other parts of a training step are as fast or faster in channels-last.
+    That is so on processors with AVX2, but without AVX-512: the kernel of oneDNN needs up to 6 times as long as in the
+    contiguous format (256 channels; more for larger maps). The rest of a training step is not slower in channels-last.
     """
     return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
