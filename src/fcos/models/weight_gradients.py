@@ -21,7 +21,7 @@ def use_contiguous_weight_gradients(model: nn.Module) -> None:
     """Let a model compute the weight gradients of its dense convolutions in the contiguous format, in float32.
 
     Losses are the same, gradients are equal up to rounding. The class of the convolutions changes, in place. Subclasses
-    of `nn.Conv2d`, grouped and 1x1 convolutions, and those whose padding is not a number of zeros, stay as they are.
+    of `nn.Conv2d`, grouped and 1x1 convolutions, and other paddings than a number of zeros stay as they are.
     The changed ones have no second derivatives, and `torch.func` cannot transform them.
     """
     for module in model.modules():

@@ -30,7 +30,7 @@ from .diagnosis import explain_non_finite
 from .logs import StepResult
 from .run import Run, StopRequest
 
-_PARTS_OF_OURS = ("fpn", "head", "proposals")
+_OUR_PARTS = ("fpn", "head", "proposals")
 """Parts of a detector that contain no code of a user-defined backbone, which may also build the heads of an R-CNN."""
 MAX_SKIPS = 10
 """Number of consecutive skipped steps (non-finite loss or gradients) that ends a run even with `on_nonfinite=skip`."""
@@ -115,7 +115,7 @@ def wrap_model(run: Run) -> nn.Module:
     """Return the model for the training steps, with the same parameters.
 
     Frozen stages are folded if `train.fold_frozen` is set, the model is compiled if `train.compile` is set, and it is
-    wrapped in DDP if several processes train. Convolutions of ours that are not compiled avoid slow weight gradients.
+    wrapped in DDP if several processes train. Our convolutions avoid slow weight gradients unless compiled.
     """
     has_own_backbone = is_own(run.config.model.backbone.name)
     model = fold_frozen_stages(run.model) if run.config.train.fold_frozen else run.model
@@ -123,7 +123,7 @@ def wrap_model(run: Run) -> nn.Module:
         compile_modules(model)
     elif has_slow_weight_gradients(run.device):
         for name, part in model.named_children():
-            if name in _PARTS_OF_OURS or not has_own_backbone:
+            if name in _OUR_PARTS or not has_own_backbone:
                 use_contiguous_weight_gradients(part)
     if world_size() == 1:
         return model
