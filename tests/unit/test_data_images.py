@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import math
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fcos.data.images import check_image, check_images, image_to_tensor, open_rgb, read_pixels, to_rgb
+from fcos.data import images
+from fcos.data.images import ImageCheck, check_image, check_images, image_to_tensor, open_rgb, read_pixels, to_rgb
 from fcos.errors import DataError
 
 PIXELS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[10, 20, 30], [128, 128, 128], [255, 255, 255]]], np.uint8)
@@ -229,12 +232,28 @@ def test_decoding_detects_damage_inside_a_png(tmp_path: Path) -> None:
     assert check_image(tmp_path / "x.png", decode=True).problem is not None
 
 
-def test_check_images_returns_results_in_input_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize("are_fast", [True, False])
+def test_check_images_uses_threads_for_slow_files_and_keeps_the_order(
+    are_fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = []
     for width in range(1, 131):
         paths.append(tmp_path / f"{width}.png")
         Image.new("L", (width, 2)).save(paths[-1])
+    threads = set()
+
+    def check(path: Path, **options: Any) -> ImageCheck:
+        threads.add(threading.current_thread())
+        return check_image(path, **options)
+
+    monkeypatch.setattr(images, "check_image", check)
+    monkeypatch.setattr(images, "_FAST", math.inf if are_fast else 0.0)
     assert [check.size for check in check_images(paths, decode=False)] == [(2, width) for width in range(1, 131)]
+    assert (threads == {threading.current_thread()}) == are_fast
+
+
+def test_check_images_accepts_no_images() -> None:
+    assert list(check_images([], decode=False)) == []
 
 
 def test_on_image_receives_upright_rgb_images(tmp_path: Path) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,18 +34,6 @@ from .values import CROWD_FLAGS, encodable, parse_flag, parse_integer, parse_num
 _Reporter = Callable[[str, str, str], None]
 _LIST = re.compile(rb'"(images|annotations)"\s*:\s*\[')
 _CHUNK, _OVERLAP = 1 << 20, 100  # bytes; a match may extend over two chunks
-
-
-@contextmanager
-def _paused_collector() -> Iterator[None]:
-    """Pause garbage collection, whose repeated scans of the growing tree take half of the time for a large file."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def find(root: Path, split: Split) -> SplitFiles | None:
@@ -111,7 +97,6 @@ def _list_json_files(root: Path) -> list[Path]:
     return [p for folder in (root, *existing(root, LABEL_FOLDERS)) for p in list_visible(folder, (".json",))]
 
 
-@_paused_collector()
 def read(files: SplitFiles, class_names: Sequence[str] | None, *, all_categories: bool = False) -> Source:
     """Read a JSON file. Images are sorted by id; classes keep the order of the file.
 

@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from statistics import median
+from time import perf_counter
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -155,6 +157,8 @@ def describe_failure(error: Exception) -> str:
 
 
 _CHUNK = 16  # images that a thread checks at once; few, so that progress is reported for large images, too
+_NUM_TRIED = 64  # images whose median duration decides whether threads check the others
+_FAST = 0.5e-3  # seconds; a file that is not decoded takes 0.1e-3, a request to another computer several times as long
 
 
 class ImageCheck(NamedTuple):
@@ -191,9 +195,9 @@ def check_image(
     """
 
     def check(image: Image.Image) -> ImageCheck:
-        orientation = _read_orientation(image, path)
+        orientation = _read_orientation(image, file)
         width, height = reversed(image.size) if swaps_sides(orientation) else image.size
-        if decode or not _has_end_marker(image, path):
+        if decode or not _has_end_marker(image, file):
             rgb = load_rgb(image, bit_depth=bit_depth)
             width, height = rgb.size  # on loading, Pillow applies the EXIF rotation to TIFFs only
             if on_image is not None:
@@ -215,34 +219,51 @@ def check_images(
     max_pixels: int | None = MAX_PIXELS,
     bit_depth: int = 16,
 ) -> Iterator[ImageCheck]:
-    """Check many files in threads; yield the results in order. The options are passed to `check_image`."""
+    """Check many files; yield the results in order. The options are passed to `check_image`.
+
+    Threads decode files at the same time, or wait for a network at the same time. Other files are faster without them,
+    because nearly all of the work is done by the interpreter.
+    """
     check = partial(check_image, decode=decode, on_image=on_image, max_pixels=max_pixels, bit_depth=bit_depth)
+    num_tried = 0 if decode else min(_NUM_TRIED, len(paths))
+    tried, durations = [], []
+    for path in paths[:num_tried]:
+        started = perf_counter()
+        tried.append(check(path))
+        durations.append(perf_counter() - started)
+    yield from tried
+    rest = paths[num_tried:]
+    if durations and median(durations) < _FAST:
+        yield from map(check, rest)
+        return
 
     def check_chunk(chunk: Sequence[Path]) -> list[ImageCheck]:
         return list(map(check, chunk))
 
     with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
-        for checks in pool.map(check_chunk, [paths[i : i + _CHUNK] for i in range(0, len(paths), _CHUNK)]):
+        for checks in pool.map(check_chunk, [rest[i : i + _CHUNK] for i in range(0, len(rest), _CHUNK)]):
             yield from checks
 
 
-def _read_orientation(image: Image.Image, path: str | Path) -> int:
+def _read_orientation(image: Image.Image, file: BinaryIO) -> int:
     # A PNG may store it after the pixels. To find it, Pillow would decode the pixels of every file.
     if image.format == "PNG" and not any("exif" in str(key).lower() or "xmp" in str(key).lower() for key in image.info):
-        end = _read_end(path, 1 << 16)
+        end = _read_end(file, 1 << 16)
         if not any(keyword in end for keyword in (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")):
             return 1
         image.load()
     return read_orientation(image)
 
 
-def _has_end_marker(image: Image.Image, path: str | Path) -> bool:
+def _has_end_marker(image: Image.Image, file: BinaryIO) -> bool:
     marker = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}.get(image.format or "")
-    return marker is not None and _read_end(path, len(marker)) == marker
+    return marker is not None and _read_end(file, len(marker)) == marker
 
 
-def _read_end(path: str | Path, length: int) -> bytes:
-    """Return the last `length` bytes of a file."""
-    with open_file(path) as file:
-        file.seek(-min(length, file.seek(0, os.SEEK_END)), os.SEEK_END)
-        return file.read()
+def _read_end(file: BinaryIO, length: int) -> bytes:
+    """Return the last `length` bytes of a file, and leave its position as it is."""
+    position = file.tell()
+    file.seek(-min(length, file.seek(0, os.SEEK_END)), os.SEEK_END)
+    end = file.read()
+    file.seek(position)
+    return end

@@ -69,6 +69,7 @@ def read_annotation_image(file: Path, convert: Callable[[Image.Image], np.ndarra
 
 def _open(file: BinaryIO, max_pixels: int | None) -> Image.Image:
     """Open an image as `PIL.Image.open` does, but with another limit of its size."""
+    Image.preinit()  # the common formats first, because others read each file to find out whether they support it
     Image.init()
     file.seek(0)
     prefix = file.read(16)
