@@ -1,7 +1,8 @@
-"""Measure evaluation with many classes, and the coverage of `fcos doctor` with many boxes, in seconds of CPU time.
+"""Measure reading, evaluation with many classes, and the coverage of `fcos doctor`, in seconds of CPU time.
 
     python benchmarks/large_data.py [--images 5000] [--rounds 3]
 
+Reading: a COCO file with 7 boxes per image, whose image files fcos checks, too; pycocotools only reads the COCO file.
 Evaluation: 100 generated detections per image, of 80 and of 1,200 classes, in turns; pycocotools evaluates the first
 100 images. Coverage: 20 generated boxes per image; the assignment of training finds the same boxes image by image, on
 the first 100 images.
@@ -12,7 +13,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +25,12 @@ from typing import Any
 import numpy as np
 import torch
 from common import fcos_section, machine, markdown, write
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import fcos
+from fcos.data import load_annotations
 from fcos.data.dataset import Annotations
 from fcos.data.geometry import resize_boxes
 from fcos.data.loader import padded_size
@@ -92,6 +98,34 @@ def pycocotools_metrics(task: Task) -> float:
     return float(run.stats[0])
 
 
+def write_data(folder: Path, images: int) -> None:
+    """Write `train.json` with `OBJECTS` boxes per image; the images are links to one JPEG file."""
+    truth, _ = make_task(images, 80)
+    for image in truth["images"]:
+        image["file_name"] = f"{image['id']:06}.jpg"
+    (folder / "train.json").write_text(json.dumps(truth))
+    (folder / "images").mkdir()
+    pixels = np.random.default_rng(2).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    first, *others = (folder / "images" / image["file_name"] for image in truth["images"])
+    Image.fromarray(pixels).save(first)
+    for path in others:
+        os.link(first, path)
+
+
+def read(folder: Path) -> float:
+    """Read and check the annotations as training does; return the share of the boxes."""
+    annotations = load_annotations(fcos.load_config("fcos_mnv2_nano", [f"data={folder}"]).data, "train")
+    assert annotations is not None
+    return len(annotations.boxes) / (OBJECTS * len(annotations))
+
+
+def read_with_pycocotools(folder: Path) -> float:
+    """Read the annotations without a check; return the share of the boxes."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(folder / "train.json")
+    return len(truth.anns) / (OBJECTS * len(truth.imgs))
+
+
 def make_annotations(images: int) -> Annotations:
     """Return annotations without image files."""
     generator = np.random.default_rng(1)
@@ -134,7 +168,13 @@ def main() -> None:
     torch.set_num_threads(1)
     config = fcos.load_config("fcos_r50_fpn_1x")
     setting = Setting.of(fcos_section(config), config.data)
-    jobs: dict[str, Callable[[], float]] = {}
+    data = tempfile.TemporaryDirectory()
+    folder, name = Path(data.name), f"reading, {options.images} images, {options.images * OBJECTS} boxes"
+    write_data(folder, options.images)
+    jobs: dict[str, Callable[[], float]] = {
+        f"{name}: fcos, with the image files": lambda: read(folder),
+        f"{name}: pycocotools": lambda: read_with_pycocotools(folder),
+    }
     for images in (options.images, FEW):
         for classes in (80, 1200):
             task = make_task(images, classes)
@@ -154,15 +194,16 @@ def main() -> None:
             start = time.process_time()
             results[name] = job()
             seconds[name].append(time.process_time() - start)
+    data.cleanup()
     rows = [
         [name, f"{statistics.median(times):.2f}", f"{min(times):.2f}", f"{max(times):.2f}", f"{results[name]:.4f}"]
         for name, times in seconds.items()
     ]
     write(
         "large_data",
-        "Evaluation and coverage of large data (seconds of CPU time)",
+        "Reading, evaluation and coverage of large data (seconds of CPU time)",
         {**machine(), "images": options.images, "rounds": options.rounds},
-        markdown(["what", "median", "fastest round", "slowest", "AP or recall"], rows),
+        markdown(["what", "median", "fastest round", "slowest", "AP, recall or share of the boxes"], rows),
         {"seconds": seconds, "results": results},
     )
 
