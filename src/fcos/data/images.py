@@ -157,7 +157,7 @@ def describe_failure(error: Exception) -> str:
 
 
 _CHUNK = 16  # images that a thread checks at once; few, so that progress is reported for large images, too
-_NUM_TRIED = 64  # images whose median duration decides whether threads check the others
+_NUM_TRIED = 16  # images whose median duration decides whether threads check the others
 _FAST = 0.5e-3  # seconds; a file that is not decoded takes 0.1e-3, a request to another computer several times as long
 
 
@@ -225,14 +225,13 @@ def check_images(
     because nearly all of the work is done by the interpreter.
     """
     check = partial(check_image, decode=decode, on_image=on_image, max_pixels=max_pixels, bit_depth=bit_depth)
-    num_tried = 0 if decode else min(_NUM_TRIED, len(paths))
     tried, durations = [], []
-    for path in paths[:num_tried]:
+    for path in [] if decode else paths[:_NUM_TRIED]:
         started = perf_counter()
         tried.append(check(path))
         durations.append(perf_counter() - started)
     yield from tried
-    rest = paths[num_tried:]
+    rest = paths[len(tried) :]
     if durations and median(durations) < _FAST:
         yield from map(check, rest)
         return
