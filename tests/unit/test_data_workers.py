@@ -193,6 +193,10 @@ def test_without_any_shared_memory_the_main_process_loads_the_images(
     assert "docker run --shm-size=2g" in caplog.text
 
 
+temporary_files_stay_open = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
+)
+"""Mark of tests with a killed worker: if it dies while its batch is read, torch opens files without closing them."""
 KILLED = r"loader worker \d+ was terminated by SIGKILL, possibly because the system ran out of memory; use fewer data\."
 
 
@@ -202,9 +206,8 @@ def with_killed_workers(config: Config, workers: int) -> Config:
     return Config.model_validate(tree)
 
 
-@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
+@temporary_files_stay_open
 def test_a_killed_worker_is_an_error_that_names_the_remedy(tmp_path: Path) -> None:
-    """If the worker dies while its batch is read, torch opens temporary files without closing them."""
     write_coco(tmp_path)
     tree = {"data": data_config(tmp_path, workers=1, transforms="own_transforms:kill_worker")}
     config = Config.model_validate({**tree, "train": {"batch_size": 2}})
@@ -221,6 +224,7 @@ def test_a_killed_worker_is_an_error_that_names_the_remedy(tmp_path: Path) -> No
     assert issubclass(WorkerError, DataError)
 
 
+@temporary_files_stay_open
 @pytest.mark.usefixtures("without_report")
 def test_a_run_whose_worker_is_killed_saves_and_resumes(configure: Callable[..., Config], tmp_path: Path) -> None:
     config = configure(iterations=12)

@@ -275,6 +275,8 @@ def test_guide_explains_exactly_the_tested_messages() -> None:
     assert sorted(PHRASES) == sorted(phrase for phrases in SITUATIONS.values() for phrase in phrases)
 
 
+# If a worker is killed while its batch is read, torch opens temporary files without closing them.
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda situation: situation.__name__)
 def test_messages_match_the_guide(
     situation: Callable[[Setting], None],
