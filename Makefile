@@ -30,7 +30,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into .venv: about 6.6 GB if torch contains CUDA, 2.2 GB otherwise."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true  # on all cores, unlike pip; some packages contain templates
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true  # on all cores, unlike pip; templates are not valid Python
 	@touch $@
 
 test: $(INSTALLED)

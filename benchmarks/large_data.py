@@ -45,6 +45,8 @@ FEW = 100
 SIZE = 640
 OBJECTS, DETECTIONS = 7, 100
 """Number of objects and of detections per image in the evaluation."""
+LINKS = 10_000
+"""Number of links to a file; file systems limit it."""
 BOXES = 20
 """Number of boxes per image for the coverage."""
 Task = tuple[dict[str, Any], list[dict[str, Any]]]
@@ -99,17 +101,19 @@ def pycocotools_metrics(task: Task) -> float:
 
 
 def write_data(folder: Path, images: int) -> None:
-    """Write `train.json` with `OBJECTS` boxes per image; the images are links to one JPEG file."""
+    """Write `train.json` with `OBJECTS` boxes per image; the images are links to a few JPEG files."""
     truth, _ = make_task(images, 80)
     for image in truth["images"]:
         image["file_name"] = f"{image['id']:06}.jpg"
     (folder / "train.json").write_text(json.dumps(truth))
     (folder / "images").mkdir()
     pixels = np.random.default_rng(2).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-    first, *others = (folder / "images" / image["file_name"] for image in truth["images"])
-    Image.fromarray(pixels).save(first)
-    for path in others:
-        os.link(first, path)
+    paths = [folder / "images" / image["file_name"] for image in truth["images"]]
+    for i, path in enumerate(paths):
+        if i % LINKS:
+            os.link(paths[i - i % LINKS], path)
+        else:
+            Image.fromarray(pixels).save(path)
 
 
 def read(folder: Path) -> float:

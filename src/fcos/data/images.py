@@ -157,8 +157,7 @@ def describe_failure(error: Exception) -> str:
 
 
 _CHUNK = 16  # images that a thread checks at once; few, so that progress is reported for large images, too
-_NUM_TRIED = 16  # images whose median duration decides whether threads check the others
-_FAST = 0.5e-3  # seconds; a file that is not decoded takes 0.1e-3, a request to another computer several times as long
+_FAST = 0.5e-3  # seconds, the median of a chunk; a file that is not decoded takes 0.1e-3, one on a network much longer
 
 
 class ImageCheck(NamedTuple):
@@ -221,26 +220,28 @@ def check_images(
 ) -> Iterator[ImageCheck]:
     """Check many files; yield the results in order. The options are passed to `check_image`.
 
-    Threads decode files at the same time, or wait for a network at the same time. Other files are faster without them,
-    because nearly all of the work is done by the interpreter.
+    Threads decode files at the same time, or wait for a network at the same time. As long as files need neither, they
+    are checked without threads, which is faster because nearly all of the work is done by the interpreter.
     """
     check = partial(check_image, decode=decode, on_image=on_image, max_pixels=max_pixels, bit_depth=bit_depth)
-    tried, durations = [], []
-    for path in [] if decode else paths[:_NUM_TRIED]:
-        started = perf_counter()
-        tried.append(check(path))
-        durations.append(perf_counter() - started)
-    yield from tried
-    rest = paths[len(tried) :]
-    if durations and median(durations) < _FAST:
-        yield from map(check, rest)
-        return
+    chunks = [paths[i : i + _CHUNK] for i in range(0, len(paths), _CHUNK)]
+    num_checked = 0
+    for chunk in [] if decode else chunks:
+        durations = []
+        for path in chunk:
+            started = perf_counter()
+            result = check(path)
+            durations.append(perf_counter() - started)
+            yield result
+        num_checked += 1
+        if median(durations) > _FAST:
+            break
 
     def check_chunk(chunk: Sequence[Path]) -> list[ImageCheck]:
         return list(map(check, chunk))
 
     with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
-        for checks in pool.map(check_chunk, [rest[i : i + _CHUNK] for i in range(0, len(rest), _CHUNK)]):
+        for checks in pool.map(check_chunk, chunks[num_checked:]):
             yield from checks
 
 

@@ -138,8 +138,7 @@ def read_split(
         raise DataError(f"class names must be unique, found {', '.join(names):.200}")
     shapes = [name for name in ("masks", "keypoints") if name not in config.model_fields_set]
     reading = config.model_copy(update=dict.fromkeys(shapes, True)) if lossless else config
-    with _paused_collector():
-        sources = [_read_source(reading, *data_set, names, split, is_divided=is_divided) for data_set in located]
+    sources = [_read_source(reading, *data_set, names, split, is_divided=is_divided) for data_set in located]
     if split == "train" or is_divided:
         sources = _without_listed(sources, config, names)
     if is_divided:
@@ -261,6 +260,7 @@ def _paused_collector() -> Iterator[None]:
             gc.enable()
 
 
+@_paused_collector()
 def _read_source(
     config: DataConfig,
     format_name: str,
