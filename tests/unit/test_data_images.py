@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import re
 import threading
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,14 @@ def test_check_images_uses_threads_for_slow_files_and_keeps_the_order(
     monkeypatch.setattr(images, "_FAST", math.inf if are_fast else 0.0)
     assert [check.size for check in check_images(paths, decode=False)] == [(2, width) for width in range(1, 131)]
     assert (threads == {threading.current_thread()}) == are_fast
+
+
+@pytest.mark.parametrize(("length", "end"), [(3, b"def"), (9, b"abcdef")])
+def test_end_of_a_file_is_read_without_moving_its_position(length: int, end: bytes) -> None:
+    file = BytesIO(b"abcdef")
+    file.seek(2)
+    assert images._read_end(file, length) == end
+    assert file.tell() == 2
 
 
 def test_check_images_accepts_no_images() -> None:
