@@ -86,6 +86,7 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "max_side": 64,
                 "zoom": [0.5, 2],
                 "color_jitter": 0.3,
+                "augmentation_fade": 10,
                 "workers": 0,
             },
             "train": {

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -16,8 +17,9 @@ import torch
 from processes import SECONDS
 from tiny_data import config, write_coco, write_images
 
-from fcos.config import Config, TrainConfig
+from fcos.config import Config, DataConfig, TrainConfig
 from fcos.data import Annotations, build_test_loader, build_train_loader, dataset, load_annotations
+from fcos.data.augmentations import augmentation_strength
 from fcos.data.dataset import Sample
 from fcos.data.images import open_rgb
 from fcos.data.loader import collate
@@ -117,13 +119,14 @@ def test_seeds_change_image_order_and_image_seeds() -> None:
     assert len({d.seed for batches in seeds for batch in batches for d in batch}) == 160
 
 
-def test_augmentations_grow_over_their_warmup() -> None:
-    batches = [*islice(seeded_batches(20, np.zeros(20, int), 4, seed=0, warmup=50), 15)]
-    strengths = [[image.strength for image in batch] for batch in batches]
-    assert strengths == [pytest.approx([min(k * 4 / 50, 1.0)] * 4) for k in range(15)]
+def test_strength_of_a_batch_changes_neither_its_images_nor_their_seeds() -> None:
+    batches = [*islice(seeded_batches(20, np.zeros(20, int), 4, seed=0, strength=lambda k: k / 15), 15)]
+    assert [[image.strength for image in batch] for batch in batches] == [[k / 15] * 4 for k in range(15)]
     plain = [*islice(seeded_batches(20, np.zeros(20, int), 4, seed=0), 15)]
     assert [[image[:2] for image in batch] for batch in batches] == [[image[:2] for image in batch] for batch in plain]
     assert {image.strength for batch in plain for image in batch} == {1.0}
+    resumed = next(seeded_batches(20, np.zeros(20, int), 4, seed=0, strength=lambda k: k / 15, start_iteration=9))
+    assert resumed == batches[9]
 
 
 def test_warmup_begins_with_flips_only_and_ends_with_the_full_augmentation(data: tuple[Path, Annotations]) -> None:
@@ -136,6 +139,42 @@ def test_warmup_begins_with_flips_only_and_ends_with_the_full_augmentation(data:
     assert _equal(warm[3:], full[3:])
     for others in (flips, full):
         assert not any(_equal([warm[k]], [others[k]]) for k in (1, 2))
+
+
+def test_augmentations_fade_until_the_end_of_the_run(data: tuple[Path, Annotations]) -> None:
+    root, annotations = data
+    strong = {"zoom": [0.5, 2.0], "color_jitter": 0.4}
+    flips, full = (_first(build_train_loader(_settings(root, **options), annotations), 8) for options in ({}, strong))
+    settings = _settings(root, **strong, augmentation_fade=12)  # 2 classes, batches of 4: full strength from 6 batches
+    fading = _first(build_train_loader(settings, annotations, total=lambda: 6), 8)
+    assert _equal(fading[:1], full[:1])
+    assert _equal(fading[6:], flips[6:])  # batches that are loaded in advance
+    for others in (flips, full):
+        assert not any(_equal([fading[k]], [others[k]]) for k in range(1, 6))
+    endless = _first(build_train_loader(settings, annotations), 8)
+    assert _equal(endless, full)
+
+
+@pytest.mark.parametrize(
+    ("options", "seen", "total", "strength"),
+    [
+        ({}, 0, 100, 1),
+        ({}, 100, 100, 1),
+        ({"augmentation_fade": 600}, 0, math.inf, 1),
+        ({"augmentation_fade": 600}, 0, 1200, 1),
+        ({"augmentation_fade": 600}, 300, 1200, 0.75),
+        ({"augmentation_fade": 600}, 1300, 1200, 0),
+        ({"augmentation_fade": 600}, 0, 200, 1 / 3),  # a short run
+        ({"augmentation_fade": 600}, 50, 200, 1 / 4),
+        ({"augmentation_warmup": 300}, 150, 600, 0.5),
+        ({"augmentation_warmup": 300}, 450, 600, 1),
+        ({"augmentation_warmup": 300, "augmentation_fade": 600}, 150, 600, 0.5 * 0.75),
+    ],
+)
+def test_strength_depends_on_the_images_per_class(
+    options: dict[str, float], seen: float, total: float, strength: float
+) -> None:
+    assert augmentation_strength(seen, total, DataConfig.model_validate(options)) == pytest.approx(strength)
 
 
 def test_every_image_is_used_equally_often() -> None:

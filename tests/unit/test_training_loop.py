@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import signal
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from hooks import at_call, before_forward
 from tiny_data import CLASSES, coco_tree, write_coco
 
 from fcos.config import Config
+from fcos.data import loader
+from fcos.data.augmentations import augmentation_strength
 from fcos.evaluation.evaluate import Evaluation
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.models import DetectionModel
@@ -224,6 +227,46 @@ def test_max_minutes_limits_the_whole_run(
     # 60 seconds - 2 * 5 for data - 3 * 8 for evaluations (one to measure) - 4 as above.
     assert len(training) == pytest.approx(60 - 10 - 24 - 4, abs=1)
     assert len(rows(tmp_path / "run", "val")) == 2
+
+
+def fading(config: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[Config, list[float]]:
+    """Return a config whose augmentations fade, and the list to which the strengths of its batches will be added."""
+    strengths = []
+
+    def record(*args: Any) -> float:
+        strengths.append(augmentation_strength(*args))
+        return strengths[-1]
+
+    monkeypatch.setattr(loader, "augmentation_strength", record)
+    data = config.data.model_copy(update={"zoom": (0.5, 2.0), "augmentation_fade": 1.0})
+    return config.model_copy(update={"data": data}), strengths
+
+
+def test_augmentations_fade_within_a_time_budget(
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = itertools.count()  # passed on by every call of the clock, three of them in a step
+    config, strengths = fading(configure(max_minutes=5.0), monkeypatch)
+    train(config, clock=lambda: float(next(seconds)))
+    assert len(strengths) > 50
+    assert strengths[0] == 1
+    assert strengths == sorted(strengths, reverse=True)
+    assert 0 <= strengths[-1] < 0.2
+
+
+@pytest.mark.parametrize(("batch_size", "strengths"), [(2, [1, 0.75, 0.5, 0.25]), (1, [1, 0.75, 2 / 6, 1 / 6])])
+def test_resumed_run_continues_to_fade(
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, batch_size: int, strengths: list[float]
+) -> None:
+    config, found = fading(configure(iterations=4), monkeypatch)
+
+    def interrupt(_: DetectionModel) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with before_forward(FCOS, at_call(2, interrupt)), pytest.raises(KeyboardInterrupt):
+        train(config)
+    train(resume(config, batch_size=batch_size))
+    assert found == pytest.approx(strengths)
 
 
 def test_final_work_is_timed_on_part_of_the_val_split(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,8 +56,8 @@ EVALUATION_OPTIONS = ("eval.voc_metrics", "eval.keypoint_sigmas")
 """Options that only affect the metrics of an evaluation."""
 TRAINING_OPTIONS = (
     *("output_dir", "train"),
-    *("data.flip", "data.zoom", "data.color_jitter", "data.augmentation_warmup", "data.transforms"),
-    *("data.group_by_aspect", "data.keypoint_pairs", "data.cache", "data.decode"),
+    *("data.flip", "data.zoom", "data.color_jitter", "data.augmentation_warmup", "data.augmentation_fade"),
+    *("data.transforms", "data.group_by_aspect", "data.keypoint_pairs", "data.cache", "data.decode"),
 )
 """Options and sections, except `model`, that only affect training."""
 SPEED_OPTIONS = ("device", "data.workers", "eval.batch_size", "eval.compile")

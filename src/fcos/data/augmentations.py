@@ -58,7 +58,7 @@ class Augmentation(ABC):
 
         Args:
             generator: source of the random numbers; how many are drawn does not depend on `strength`.
-            strength: from 0, no change, to 1, as configured; see `data.augmentation_warmup`.
+            strength: from 0, no change, to 1, as configured; see `augmentation_strength`.
         """
 
 
@@ -217,3 +217,20 @@ def _brightness(pixels: Tensor) -> Tensor:
 
 AUGMENTATIONS: tuple[type[Augmentation], ...] = (Flip, Zoom, ColorJitter)
 """All augmentations, in the order in which they are applied."""
+
+
+def augmentation_strength(seen: float, total: float, options: DataConfig) -> float:
+    """Return the strength of the augmentations at a point of a run, 0..1.
+
+    At the end of the run, images look like those of detection, while the learning rate is low. In a run with few images
+    per class, augmentation lowers AP, hence the weaker start.
+
+    Args:
+        seen: number of images per class that the run has trained on.
+        total: number of images per class in the whole run; it may be infinite.
+        options: `augmentation_warmup` and `augmentation_fade` are used.
+    """
+    strength = min(seen / options.augmentation_warmup, 1.0) if options.augmentation_warmup else 1.0
+    if options.augmentation_fade:
+        strength *= min(total / options.augmentation_fade, 1.0) * max(1 - seen / total, 0.0)
+    return strength

@@ -7,6 +7,7 @@ replaces an unreadable image by the next readable one, detection skips it; both 
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import os
 import pickle
@@ -26,6 +27,7 @@ from ..errors import DataError
 from ..formatting import join_some
 from ..keypoints import flip_order, unpaired_names
 from ..structures import Batch, Objects, View
+from .augmentations import augmentation_strength
 from .dataset import Annotations, DetectionDataset, Sample
 from .geometry import resize_size
 from .samplers import SeededIndex, aspect_groups, seeded_batches, shard
@@ -238,7 +240,13 @@ def _start_worker(_worker: int) -> None:
 
 
 def build_train_loader(
-    config: Config, annotations: Annotations, *, start_iteration: int = 0, rank: int = 0, world_size: int = 1
+    config: Config,
+    annotations: Annotations,
+    *,
+    start_iteration: int = 0,
+    total: Callable[[], float] = lambda: math.inf,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Loader:
     """Build a loader of endless, seeded training batches.
 
@@ -249,6 +257,8 @@ def build_train_loader(
         config: configuration; `data`, `train.batch_size`, `train.seed` and `model.box_convention` are used.
         annotations: annotations of the training split.
         start_iteration: 0-based number of the first batch.
+        total: function that returns the current estimate of the number of batches of the run, for the strength of the
+            augmentations; by default, a run never ends.
         rank: rank of this process.
         world_size: number of processes, at most the batch size.
 
@@ -263,13 +273,18 @@ def build_train_loader(
     dataset = DetectionDataset(annotations, transform=transform, box_convention=convention)
     groups = aspect_groups(annotations.sizes) if data.group_by_aspect else np.zeros(len(annotations), dtype=np.int64)
 
+    per_class = batch_size / max(len(annotations.class_names), 1)
+
+    def strength(batch: int) -> float:
+        return augmentation_strength(batch * per_class, total() * per_class, data)
+
     def batches() -> Iterator[Sequence[SeededIndex]]:
         global_batches = seeded_batches(
             len(annotations),
             groups,
             batch_size,
             seed=config.train.seed,
-            warmup=data.augmentation_warmup * len(annotations.class_names),
+            strength=strength,
             start_iteration=start_iteration,
         )
         return (shard(batch, rank, world_size) for batch in global_batches)

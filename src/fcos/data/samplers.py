@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import NamedTuple, TypeVar
 
@@ -88,19 +88,25 @@ def endless_batches(
 
 
 def seeded_batches(
-    length: int, group_ids: np.ndarray, batch_size: int, *, seed: int, warmup: float = 0, start_iteration: int = 0
+    length: int,
+    group_ids: np.ndarray,
+    batch_size: int,
+    *,
+    seed: int,
+    strength: Callable[[int], float] = lambda batch: 1.0,
+    start_iteration: int = 0,
 ) -> Iterator[list[SeededIndex]]:
     """Yield training batches without end; every pass uses a new permutation of the images.
 
     Batch k depends only on k and on the arguments other than `start_iteration`. The seed of an augmentation depends
-    only on (`seed`, k, position in the batch), and its strength only on the number of images before batch k.
+    only on (`seed`, k, position in the batch).
 
     Args:
         length: number of images, at least one.
         group_ids: group of every image, int64 [length]; a batch holds images of one group.
         batch_size: number of images per batch.
         seed: seed of the permutations and augmentations.
-        warmup: number of images during which the strength of the augmentations grows linearly from 0 to 1.
+        strength: function that returns the strength of the augmentations, 0..1, in batch k.
         start_iteration: 0-based number of the first batch to yield.
 
     Yields:
@@ -109,11 +115,9 @@ def seeded_batches(
     assert length > 0
     orders = (permutation(length, hash_seed(seed, epoch)) for epoch in count())
     batches = endless_batches(orders, group_ids, batch_size, start=start_iteration)
-    for iteration, batch in enumerate(batches, start=start_iteration):
-        strength = min(iteration * batch_size / warmup, 1.0) if warmup else 1.0
-        yield [
-            SeededIndex(index, hash_seed(seed, iteration, position), strength) for position, index in enumerate(batch)
-        ]
+    for k, batch in enumerate(batches, start=start_iteration):
+        amount = strength(k)
+        yield [SeededIndex(index, hash_seed(seed, k, position), amount) for position, index in enumerate(batch)]
 
 
 def shard(items: Sequence[T], index: int, count: int) -> Sequence[T]:

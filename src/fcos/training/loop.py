@@ -121,7 +121,8 @@ def _steps(
     See `train` and `train_step` for the arguments.
     """
     state, settings = run.state, run.config.train
-    batches = _batches(run)
+    total = _total(length, state.iteration)
+    batches = _batches(run, lambda: total)
     while state.iteration < (total := _total(length, state.iteration)) and not run.is_out_of_patience:
         start_time = clock()
         batch = next(batches)
@@ -135,11 +136,22 @@ def _steps(
         yield run.progress(total), step
 
 
-def _batches(run: Run) -> Iterator[Batch]:
-    """Return an iterator over this process's shards of the batches, starting after the images that the run has seen."""
+def _batches(run: Run, total: Callable[[], float]) -> Iterator[Batch]:
+    """Return an iterator over this process's shards of the batches, starting after the images that the run has seen.
+
+    Args:
+        run: the run.
+        total: function that returns the current estimate of the total iterations.
+    """
     first_batch = run.state.images // run.config.train.batch_size
+    offset = first_batch - run.state.iteration  # not 0 if the run was resumed with another batch size
     loader = build_train_loader(
-        run.config, run.train_data, start_iteration=first_batch, rank=rank(), world_size=world_size()
+        run.config,
+        run.train_data,
+        start_iteration=first_batch,
+        total=lambda: total() + offset,
+        rank=rank(),
+        world_size=world_size(),
     )
     return iter(loader)
 
