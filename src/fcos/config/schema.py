@@ -165,9 +165,9 @@ class DataConfig(_Section):
     """Training: number of images seen per class during which `zoom` and `color_jitter` grow from nothing to their full
     strength; 0: full strength from the start."""
     augmentation_fade: float = Field(default=0, ge=0, le=1e6)
-    """Training: lower the strength of `zoom` and `color_jitter` linearly during the run, to nothing at its end. In a
-    run of fewer images per class than this number, it starts at that fraction instead of in full; 0: do not lower it.
-    See docs/training.md."""
+    """Training: lower the strength of `zoom` and `color_jitter` linearly during the run, to nothing at its end. The run
+    starts at full strength if it has at least this number of images per class, and at a proportional strength if it has
+    fewer; 0: full strength throughout. See docs/training.md."""
     transforms: Annotated[str, Field(pattern=FUNCTION)] | None = None
     """Training: user-defined transform `package.module:function`, called after all others as in torchvision's
     transforms.v2: `image, target = function(image, {"boxes": ..., "labels": ...})`; see docs/training.md."""

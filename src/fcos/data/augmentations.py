@@ -222,12 +222,12 @@ AUGMENTATIONS: tuple[type[Augmentation], ...] = (Flip, Zoom, ColorJitter)
 def augmentation_strength(seen: float, total: float, options: DataConfig) -> float:
     """Return the strength of the augmentations at a point of a run, 0..1.
 
-    At the end of the run, images look like those of detection, while the learning rate is low. In a run with few images
-    per class, augmentation lowers AP, hence the weaker start.
+    At the end of the run, while the learning rate is low, images look like those of detection. Strong augmentation
+    lowers AP if a run has few images per class, so a short run starts at a lower strength.
 
     Args:
         seen: number of images per class that the run has trained on.
-        total: number of images per class in the whole run; it may be infinite.
+        total: number of images per class in the whole run; infinite if unknown.
         options: `augmentation_warmup` and `augmentation_fade` are used.
     """
     strength = min(seen / options.augmentation_warmup, 1.0) if options.augmentation_warmup else 1.0

@@ -257,8 +257,8 @@ def build_train_loader(
         config: configuration; `data`, `train.batch_size`, `train.seed` and `model.box_convention` are used.
         annotations: annotations of the training split.
         start_iteration: 0-based number of the first batch.
-        total: function that returns the current estimate of the number of batches of the run, for the strength of the
-            augmentations; by default, a run never ends.
+        total: function that returns the current estimate of the number of batches of the run, on which the strength of
+            the augmentations depends; infinite if unknown.
         rank: rank of this process.
         world_size: number of processes, at most the batch size.
 
@@ -275,8 +275,8 @@ def build_train_loader(
 
     per_class = batch_size / max(len(annotations.class_names), 1)
 
-    def strength(batch: int) -> float:
-        return augmentation_strength(batch * per_class, total() * per_class, data)
+    def strength(k: int) -> float:
+        return augmentation_strength(k * per_class, total() * per_class, data)
 
     def batches() -> Iterator[Sequence[SeededIndex]]:
         global_batches = seeded_batches(

@@ -93,7 +93,7 @@ def seeded_batches(
     batch_size: int,
     *,
     seed: int,
-    strength: Callable[[int], float] = lambda batch: 1.0,
+    strength: Callable[[int], float] = lambda k: 1.0,
     start_iteration: int = 0,
 ) -> Iterator[list[SeededIndex]]:
     """Yield training batches without end; every pass uses a new permutation of the images.
@@ -116,8 +116,8 @@ def seeded_batches(
     orders = (permutation(length, hash_seed(seed, epoch)) for epoch in count())
     batches = endless_batches(orders, group_ids, batch_size, start=start_iteration)
     for k, batch in enumerate(batches, start=start_iteration):
-        amount = strength(k)
-        yield [SeededIndex(index, hash_seed(seed, k, position), amount) for position, index in enumerate(batch)]
+        current = strength(k)
+        yield [SeededIndex(index, hash_seed(seed, k, position), current) for position, index in enumerate(batch)]
 
 
 def shard(items: Sequence[T], index: int, count: int) -> Sequence[T]:
