@@ -13,7 +13,7 @@ DEMO_OPTIONS ?= data.short_side=192 data.flip=0 train.iterations=900
 .PHONY: help install test coverage test-slow test-gpu test-browser check docs tour format weights demo clean
 
 help:
-	@echo "make demo     train, evaluate and run a detector on sample images (about 5 minutes after the installation)"
+	@echo "make demo     train, evaluate and run a detector on sample images (5 to 10 minutes after the installation)"
 	@echo "make test     the test suite            make test-slow  the tests that take minutes"
 	@echo "make test-gpu the tests that need a CUDA device"
 	@echo "make test-browser the tests of the web page, which need chromium or Chrome"
