@@ -9,6 +9,7 @@ covers only the training loop; ours covers everything.
 
 On a machine that has other work to do, `--steps THEIRS OURS` gives each side the number of steps that it makes in the
 wanted time on an idle machine, as printed by a short run with `--minutes`. Images per second are not measured then.
+`--only-ours` trains ours alone, after a change of a recipe.
 
 The results of each recipe and data set replace those in results/accuracy_vs_torchvision.json; others are kept.
 """
@@ -41,6 +42,7 @@ from fcos.structures import View
 LEARNING_RATE, WEIGHT_DECAY, WARMUP_STEPS, CLIP_NORM = 1e-3, 1e-4, 50, 10.0
 NAME = "accuracy_vs_torchvision"
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP_mask", "AP50_mask")
+Sides = dict[str, dict[str, Any]]  # the results of "torchvision" and "fcos"
 
 
 class Example(NamedTuple):
@@ -167,8 +169,8 @@ def images_per_second(
     return 1 / their_seconds, 1 / our_seconds
 
 
-def compare(data: Path, recipe: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Train and evaluate both detectors on one data set."""
+def compare(data: Path, recipe: str, facts: dict[str, Any], options: argparse.Namespace) -> Sides:
+    """Train and evaluate both detectors, or ours alone, on one data set."""
     their_steps, our_steps = options.steps or (None, None)
     fixed = [f"data={data}", "train.eval_every=null"]
     fixed.append(f"train.iterations={our_steps}" if our_steps else f"train.max_minutes={options.minutes}")
@@ -178,46 +180,45 @@ def compare(data: Path, recipe: str, options: argparse.Namespace) -> dict[str, d
     val = load_annotations(config.data, "val", class_names=annotations.class_names)
     assert val is not None
 
-    torch.manual_seed(config.train.seed)
-    theirs = build(config.model, len(annotations.class_names))
-    batch_size = options.batch_size
-    start = time.perf_counter()
-    steps = train_torchvision(
-        theirs, examples(config, annotations), minutes=options.minutes, max_steps=their_steps, batch_size=batch_size
-    )
-    minutes = (time.perf_counter() - start) / 60
-    their_entry = {"minutes": minutes, "steps": steps, "batch_size": batch_size}
+    theirs = None
+    if not options.only_ours:
+        torch.manual_seed(config.train.seed)
+        theirs = build(config.model, len(annotations.class_names))
+        settings = {"minutes": options.minutes, "max_steps": their_steps, "batch_size": options.batch_size}
+        start = time.perf_counter()
+        steps = train_torchvision(theirs, examples(config, annotations), **settings)
+        minutes = (time.perf_counter() - start) / 60
+        their_entry = {"machine": facts, "minutes": minutes, "steps": steps, "batch_size": options.batch_size}
 
     start = time.perf_counter()
-    result = fcos.train(config)
-    weights, minutes = result.run / "weights" / "best.pt", (time.perf_counter() - start) / 60
-    our_entry = {"minutes": minutes, "steps": load_checkpoint(weights).iteration, "batch_size": config.train.batch_size}
+    weights = fcos.train(config).run / "weights" / "best.pt"
+    minutes, steps = (time.perf_counter() - start) / 60, load_checkpoint(weights).iteration
+    our_entry = {"machine": facts, "minutes": minutes, "steps": steps, "batch_size": config.train.batch_size}
+    our_entry["metrics"] = _without_nan(fcos.evaluate(weights).metrics)
+    if theirs is None:
+        return {"fcos": our_entry}
 
     test_data = examples(config, val)
-    their_metrics = evaluate_torchvision(theirs, test_data, val)
-    our_metrics = fcos.evaluate(weights).metrics
-    is_idle = options.steps is None
-    speeds = images_per_second(theirs, fcos.load(weights).model, test_data, val.sizes) if is_idle else (None, None)
-    sides = ("torchvision", their_entry, their_metrics), ("fcos", our_entry, our_metrics)
-    return {
-        side: {
-            **entry,
-            "images_per_second": speed,
-            "metrics": {name: None if math.isnan(value) else value for name, value in metrics.items()},
-        }
-        for (side, entry, metrics), speed in zip(sides, speeds, strict=True)
-    }
+    their_entry["metrics"] = _without_nan(evaluate_torchvision(theirs, test_data, val))
+    if options.steps is None:
+        speeds = images_per_second(theirs, fcos.load(weights).model, test_data, val.sizes)
+        their_entry["images_per_second"], our_entry["images_per_second"] = speeds
+    return {"torchvision": their_entry, "fcos": our_entry}
 
 
-def save(results: dict[str, Any], facts: dict[str, Any], minutes: float) -> None:
-    """Write the table and the data of all results, by data set and recipe, each with its date and processor."""
+def _without_nan(metrics: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in metrics.items()}
+
+
+def save(results: dict[str, dict[str, Sides]], facts: dict[str, Any], minutes: float) -> None:
+    """Write the table and the data of all results, by data set, recipe and side."""
     rows = [
         [f"{data}: {recipe}, {side}", *(_text(entry["metrics"].get(metric)) for metric in METRICS),
          _text(entry["steps"], digits=0), entry["batch_size"], _text(entry.get("images_per_second"), digits=1),
-         found["machine"]["date"], found["machine"]["processor"]]
+         entry["machine"]["date"], entry["machine"]["processor"]]
         for data, recipes in results.items()
-        for recipe, found in recipes.items()
-        for side, entry in found["sides"].items()
+        for recipe, sides in recipes.items()
+        for side, entry in sides.items()
     ]  # fmt: skip
     head = ["data: recipe, side", *METRICS, "steps", "batch", "images/s", "date", "processor"]
     title = f"Metrics on val after {minutes:g} minutes of training"
@@ -234,6 +235,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["fcos_mnv2_small"], help="our small recipes")
     parser.add_argument("--minutes", type=float, default=10.0, help="wall-clock time for each training")
     parser.add_argument("--steps", type=int, nargs=2, metavar=("THEIRS", "OURS"), help="steps, in place of the time")
+    parser.add_argument("--only-ours", action="store_true", help="keep the recorded results of torchvision")
     parser.add_argument("--batch-size", type=int, default=4, help="torchvision's")
     parser.add_argument("--overrides", nargs="*", default=[], help="key=value of our recipe; data.* holds for both")
     options = parser.parse_args()
@@ -242,9 +244,9 @@ def main() -> None:
     file = RESULTS / f"{NAME}.json"
     for data in options.data:
         for recipe in options.recipes:
-            sides = compare(data, recipe, options)
+            sides = compare(data, recipe, facts, options)
             results = json.loads(file.read_text(encoding="utf-8"))["results"] if file.is_file() else {}
-            results.setdefault(data.name, {})[recipe] = {"machine": facts, "sides": sides}
+            results.setdefault(data.name, {}).setdefault(recipe, {}).update(sides)
             save(results, facts, options.minutes)
 
 
