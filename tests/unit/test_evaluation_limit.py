@@ -33,7 +33,8 @@ def crowded_task() -> tuple[dict[str, Any], list[dict[str, Any]]]:
 @pytest.mark.parametrize("limit", [NUM_OBJECTS, 1000, 0, -1])
 def test_all_detections_count_with_a_larger_limit(limit: int) -> None:
     truth, found = crowded_task()
-    metrics = coco_metrics(truth, found, max_detections=limit).overall
+    metrics, _, thresholds = coco_metrics(truth, found, max_detections=limit)
+    assert thresholds == pytest.approx({"cell": found[-1]["score"] / 2})  # between the lowest score and 0
     assert {name: metrics[name] for name in ("AP", "AP50", "APs", "ARs")} == pytest.approx(
         dict.fromkeys(("AP", "AP50", "APs", "ARs"), 1.0)
     )

@@ -179,9 +179,10 @@ def _recall(run: COCOeval, limits: list[int]) -> dict[int, np.ndarray]:
     if not limits:
         return {}
     params = run.params
-    params.max_dets, params.area_rng, params.area_rng_lbl = limits, params.area_rng[:1], params.area_rng_lbl[:1]
-    params.rec_thrs = [0.0]
+    before = params.max_dets, params.area_rng, params.area_rng_lbl, params.rec_thrs
+    params.max_dets, params.area_rng, params.area_rng_lbl, params.rec_thrs = limits, before[1][:1], before[2][:1], [0.0]
     run.accumulate()
+    params.max_dets, params.area_rng, params.area_rng_lbl, params.rec_thrs = before
     assert run.eval is not None
     return dict(zip(limits, np.moveaxis(np.asarray(run.eval["recall"])[:, :, 0], -1, 0), strict=True))
 
