@@ -1,6 +1,7 @@
 """Train torchvision's detectors and ours equally long on the same images and compare their average precision.
 
     python benchmarks/accuracy_vs_torchvision.py --data DIR [DIR ...] [--recipes NAME [NAME ...]] [--minutes 10]
+    python benchmarks/accuracy_vs_torchvision.py --data DIR --recipes NAME --only-ours STEPS
 
 Both are trained one after the other with the same ImageNet-pretrained MobileNetV2 weights, images, image size and
 wall-clock time, and evaluated by the same code. torchvision's detector is trained as well as we know how: AdamW, cosine
@@ -8,11 +9,11 @@ schedule, warm-up, batches of 4, decoded images kept in memory, and a width that
 covers only the training loop; ours covers everything.
 
 On a machine that has other work to do, `--steps THEIRS OURS` gives each side the number of steps that it makes in the
-wanted time on an idle machine, as printed by a short run with `--minutes`. Images per second are not measured then.
-`--only-ours` trains ours alone, after a change of a recipe.
+wanted time on an idle machine, as printed by a short run with `--minutes`. After a change of a recipe, `--only-ours
+STEPS` trains ours alone, for the recorded number of steps. Images per second are not measured in these two cases.
 
 The results of each recipe and data set replace those in results/accuracy_vs_torchvision.json. Others are kept, and so
-are images per second that are not measured again.
+are speeds that are not measured again, with their machine.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from fcos.structures import View
 LEARNING_RATE, WEIGHT_DECAY, WARMUP_STEPS, CLIP_NORM = 1e-3, 1e-4, 50, 10.0
 NAME = "accuracy_vs_torchvision"
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP_mask", "AP50_mask")
-Sides = dict[str, dict[str, Any]]  # the results of "torchvision" and "fcos"
+Sides = dict[str, dict[str, Any]]  # the results by side, "torchvision" and "fcos"
 
 
 class Example(NamedTuple):
@@ -172,7 +173,7 @@ def images_per_second(
 
 def compare(data: Path, recipe: str, facts: dict[str, Any], options: argparse.Namespace) -> Sides:
     """Train and evaluate both detectors, or ours alone, on one data set."""
-    their_steps, our_steps = options.steps or (None, None)
+    their_steps, our_steps = options.steps or (None, options.only_ours)
     fixed = [f"data={data}", "train.eval_every=null"]
     fixed.append(f"train.iterations={our_steps}" if our_steps else f"train.max_minutes={options.minutes}")
     config = fcos.load_config(recipe, [*fixed, *options.overrides])
@@ -182,7 +183,7 @@ def compare(data: Path, recipe: str, facts: dict[str, Any], options: argparse.Na
     assert val is not None
 
     theirs = None
-    if not options.only_ours:
+    if options.only_ours is None:
         torch.manual_seed(config.train.seed)
         theirs = build(config.model, len(annotations.class_names))
         settings = {"minutes": options.minutes, "max_steps": their_steps, "batch_size": options.batch_size}
@@ -203,7 +204,8 @@ def compare(data: Path, recipe: str, facts: dict[str, Any], options: argparse.Na
     their_entry["metrics"] = _without_nan(evaluate_torchvision(theirs, test_data, val))
     if options.steps is None:
         speeds = images_per_second(theirs, fcos.load(weights).model, test_data, val.sizes)
-        their_entry["images_per_second"], our_entry["images_per_second"] = speeds
+        for entry, speed in zip((their_entry, our_entry), speeds, strict=True):
+            entry["speed"] = {"machine": facts, "images_per_second": speed}
     return {"torchvision": their_entry, "fcos": our_entry}
 
 
@@ -211,19 +213,31 @@ def _without_nan(metrics: dict[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in metrics.items()}
 
 
-def save(results: dict[str, dict[str, Sides]], facts: dict[str, Any], minutes: float) -> None:
+def save(results: dict[str, dict[str, Sides]]) -> None:
     """Write the table and the data of all results, by data set, recipe and side."""
     rows = [
         [f"{data}: {recipe}, {side}", *(_text(entry["metrics"].get(metric)) for metric in METRICS),
-         _text(entry["steps"], digits=0), entry["batch_size"], _text(entry.get("images_per_second"), digits=1),
-         entry["machine"]["date"], entry["machine"]["processor"]]
+         _text(entry["steps"], digits=0), entry["batch_size"], _text(entry["minutes"], digits=1),
+         entry["machine"]["threads"], entry["machine"]["date"],
+         _text(entry["speed"]["images_per_second"], digits=1) if "speed" in entry else "-",
+         entry["speed"]["machine"]["date"] if "speed" in entry else "-"]
         for data, recipes in results.items()
         for recipe, sides in recipes.items()
         for side, entry in sides.items()
     ]  # fmt: skip
-    head = ["data: recipe, side", *METRICS, "steps", "batch", "images/s", "date", "processor"]
-    title = f"Metrics on val after {minutes:g} minutes of training"
-    write(NAME, title, facts, markdown(head, rows), {"results": results})
+    head = [
+        "data: recipe, side",
+        *METRICS,
+        "steps",
+        "batch",
+        "minutes",
+        "threads",
+        "date",
+        "images/s",
+        "date of images/s",
+    ]
+    title = "Metrics on val after equally long trainings"
+    write(NAME, title, {}, markdown(head, rows), {"results": results})
 
 
 def _text(value: float | None, digits: int = 3) -> str:
@@ -235,12 +249,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders in COCO, VOC or YOLO layout")
     parser.add_argument("--recipes", nargs="+", default=["fcos_mnv2_small"], help="our small recipes")
     parser.add_argument("--minutes", type=float, default=10.0, help="wall-clock time for each training")
-    parser.add_argument("--steps", type=int, nargs=2, metavar=("THEIRS", "OURS"), help="steps, in place of the time")
-    parser.add_argument("--only-ours", action="store_true", help="keep the recorded results of torchvision")
+    steps = parser.add_mutually_exclusive_group()
+    steps.add_argument("--steps", type=int, nargs=2, metavar=("THEIRS", "OURS"), help="steps, in place of the time")
+    steps.add_argument("--only-ours", type=int, metavar="STEPS", help="train ours alone, torchvision's are recorded")
     parser.add_argument("--batch-size", type=int, default=4, help="torchvision's")
     parser.add_argument("--overrides", nargs="*", default=[], help="key=value of our recipe; data.* holds for both")
     options = parser.parse_args()
-    facts = {**machine(), "minutes": options.minutes}
+    facts = machine()
     print(facts)
     file = RESULTS / f"{NAME}.json"
     for data in options.data:
@@ -250,7 +265,7 @@ def main() -> None:
             recorded = results.setdefault(data.name, {}).setdefault(recipe, {})
             for side, entry in sides.items():
                 recorded[side] = recorded.get(side, {}) | entry
-            save(results, facts, options.minutes)
+            save(results)
 
 
 if __name__ == "__main__":

@@ -196,13 +196,16 @@ def test_random_annotations_are_read_with_the_same_result(
     if "masks" not in kinds:
         return
     of_masks = config(source, boxes="masks", **options)
-    usable = load_annotations(of_masks, "train", lossless=True)
-    assert usable is not None
-    assert usable.masks is not None
-    if len(usable.masks.points):  # masks without area are skipped
-        convert(of_masks, folder / "of masks")
+    convert(of_masks, folder / "of masks")
+    with_area = load_annotations(of_masks, "train", lossless=True)
+    assert with_area is not None
+    assert with_area.masks is not None
+    if len(with_area.masks.points):
         before = digests(source, masks=True, boxes="masks", **options)
         assert digests(folder / "of masks", masks=True, **options) == before
+    elif len(with_area.boxes):  # of objects without a mask
+        with pytest.raises(DataError, match="needs the masks of the objects"):
+            digests(folder / "of masks", masks=True, **options)
 
 
 @settings(max_examples=25, deadline=None)

@@ -150,7 +150,7 @@ def coco_metrics(
 def _metrics(run: COCOeval, output: Output) -> tuple[dict[str, float], list[dict[str, float]]]:
     """Return the metrics of one output by name with suffix, over all categories and for each of them, in their order.
 
-    `run.eval` is read once, because it copies all tables. Afterwards, it contains those of `_recall`.
+    `run.eval` is read once, because it copies all tables. `_recall` replaces them.
     """
     tables, sizes = run.eval, run.params.area_rng_lbl
     assert tables is not None
@@ -173,8 +173,8 @@ def _metrics(run: COCOeval, output: Output) -> tuple[dict[str, float], list[dict
 def _recall(run: COCOeval, limits: list[int]) -> dict[int, np.ndarray]:
     """Return the recall of objects of all sizes, [IoU, category], by the number of detections that count.
 
-    hotcoco accumulates the precision of every size and number of detections, too, unless the parameters exclude it:
-    with 1,200 classes, this takes almost a second.
+    By default, hotcoco also accumulates the precision for every size and number of detections, which takes almost a
+    second with 1,200 classes.
     """
     if not limits:
         return {}
@@ -197,7 +197,7 @@ def compare(
 ) -> COCOeval:
     """Match detections to the ground truth by one output, all as in `coco_metrics`, and accumulate the results.
 
-    The tables of the result are those for `max_detections` detections per image and class, which is their last axis.
+    The tables of the result are for one limit of detections, so their last axis has length 1.
     """
     from hotcoco import COCO, COCOeval
 

@@ -99,7 +99,7 @@ def _bars_of_classes(axes: Axes, evaluation: Evaluation) -> None:
 def add_curves(page: Page, analysis: Analysis) -> None:
     """Add precision-recall curves: the mean of all classes, and one curve per class."""
     assert analysis.run.eval is not None
-    table = np.asarray(analysis.run.eval["precision"])[..., 0, -1]  # [IoU, recall, K], all sizes, most detections
+    table = np.asarray(analysis.run.eval["precision"])[..., 0, -1]  # [IoU, recall, K], all sizes
     table = np.where(table < 0, np.nan, table)[..., _order(analysis)]
     has_objects = ~np.isnan(table[0, 0])
     mean = table[:, :, has_objects].mean(axis=2)
