@@ -236,8 +236,10 @@ def save(results: dict[str, dict[str, Sides]]) -> None:
         "images/s",
         "date of images/s",
     ]
+    entries = [entry for recipes in results.values() for sides in recipes.values() for entry in sides.values()]
+    processors = ", ".join(sorted({entry["machine"]["processor"] for entry in entries}))
     title = "Metrics on val after equally long trainings"
-    write(NAME, title, {}, markdown(head, rows), {"results": results})
+    write(NAME, title, {"processors": processors}, markdown(head, rows), {"results": results})
 
 
 def _text(value: float | None, digits: int = 3) -> str:
