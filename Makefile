@@ -30,7 +30,7 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, found {sys.version.split()[0]}; try: make PYTHON=python3.11")'
-	@echo "Installing into .venv: about 6.6 GB if torch contains CUDA, 2.2 GB otherwise."
+	@echo "Installing into .venv: about 7.8 GB if torch contains CUDA, 3.3 GB otherwise."
 	$(PYTHON) -m venv .venv
 	@$(PIP) uv && $(BIN)/uv pip install --python $(BIN)/python $(PACKAGES) \
 	  || { echo "uv failed; pip takes several minutes."; $(PIP) --no-compile $(PACKAGES); }
