@@ -178,6 +178,7 @@ def test_file_name_that_is_too_long_is_rejected() -> None:
         ("train.seed=2.5", "train.seed: should be an integer, found 2.5"),
         ("train.resume=maybe", "train.resume: should be true or false, found 'maybe'"),
         ("train.lr_factors=[1]", "train.lr_factors: should be a mapping, such as {name: value}, found [1]"),
+        ("train.lr_factors={a:1}", "should be a number, found None; YAML needs a space after the colon"),
         ("data.classes=cat", "data.classes: should be a list, such as [a,b], found 'cat'"),
         ("data.short_side=640x", "data.short_side.0: should be an integer, found '640x'"),
         ("train.iterations=1e308", "train.iterations: should be an integer with fewer digits, found 1e+308"),
