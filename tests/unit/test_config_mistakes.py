@@ -200,6 +200,11 @@ def test_message_has_no_phrases_of_pydantic(override: str, told: str) -> None:
         assert phrase not in str(caught.value)
 
 
+def test_missing_value_of_a_name_with_a_colon_has_no_hint() -> None:
+    with pytest.raises(ConfigError, match=r"train\.lr_factors\.a:b: should be a number, found None$"):
+        load_config(None, ["train.lr_factors={'a:b': null}"])
+
+
 def test_config_from_python_raises_the_same_error() -> None:
     for wrong in ({"lr": -1}, 3, None):
         with pytest.raises(ConfigError, match=r"Config: train(\.lr)?: should be"):

@@ -132,7 +132,8 @@ def _explain(error: Any, root: type[BaseModel], names: Mapping[str, str]) -> str
         message = "expected timm/NAME" if value.startswith("timm/") else "expected package.module:function"
     if isinstance(value, bool) and "_than" in error_type:
         message = "should be a number"
-    hint = "; YAML needs a space after the colon of a mapping" if value is None and ":" in str(path[-1]) else ""
+    is_glued = value is None and re.search(r":[-+.\d][-+.\w]*$", str(path[-1]))  # `name:0.5`
+    hint = "; YAML needs a space after the colon of a mapping" if is_glued else ""
     return f"{key}: {message}, found {quote(value)}{hint}"
 
 
