@@ -30,7 +30,7 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, found {sys.version.split()[0]}; try: make PYTHON=python3.11")'
-	@echo "Installing into .venv: about 7.8 GB if torch contains CUDA, 3.3 GB otherwise."
+	@echo "Installing into .venv: about 7.8 GB if torch contains CUDA, 4.5 GB less otherwise."
 	$(PYTHON) -m venv .venv
 	@{ ! $(BIN)/python -m pip config list | grep '\.index-url=' >/dev/null && $(PIP) --only-binary uv uv \
 	  && $(BIN)/uv pip install --python $(BIN)/python $(PACKAGES); } \
