@@ -11,7 +11,7 @@ PACKAGES := -c constraints.txt -e ".[dev]"
 # A worker runs whole files, so that their fixtures are built once.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --durations 20
 DEMO := demo
-DEMO_OPTIONS ?= data.short_side=192 data.flip=0 train.iterations=900
+DEMO_OPTIONS ?= data.short_side=192 data.flip=0 train.iterations=1800
 
 .PHONY: help install test coverage test-slow test-gpu test-browser check docs tour format weights demo clean
 
@@ -73,7 +73,7 @@ weights: $(INSTALLED)
 
 demo: $(DEMO)/digits/val.json
 	@rm -rf $(DEMO)/run $(DEMO)/pictures $(DEMO)/coco
-	@if $(BIN)/python tools/mobilenet_weights.py; then backbone="weights=imagenet"; else backbone="weights=null model.backbone.frozen_stages=0"; \
+	@if $(BIN)/python tools/mobilenet_weights.py; then backbone="weights=imagenet"; else backbone="weights=null model.backbone.frozen_stages=0 train.lr_factors={}"; \
 	  echo "Training from random weights instead: expect a much lower AP50."; fi; set -x; \
 	$(BIN)/fcos train fcos_mnv2_small data=$(DEMO)/digits output_dir=$(DEMO)/run \
 	  model.backbone.$$backbone $(DEMO_OPTIONS)

@@ -3,10 +3,10 @@
     python benchmarks/small_recipes.py [RECIPE ...] [--rounds 7] [--cpu-time]
 
 All recipes take turns in one process with one thread. Weights are random, images have 320x320 pixels (detection) and
-320x448 pixels (training, batches of eight, ten boxes per image). The training step is that of the recipe: frozen
-stages, optimizer, clipping of gradients and weight average, but no data loading. The first recipe is the reference of
-the ratios. `--cpu-time` measures the time that the process has run instead of the wall-clock time, on a machine that
-has other work to do.
+320x448 pixels (training, ten boxes per image). The training step is that of the recipe: batch size, frozen stages,
+optimizer, clipping of gradients and weight average, but no data loading. The first recipe is the reference of the
+ratios, which include the effect of different batch sizes. `--cpu-time` measures the time that the process has run
+instead of the wall-clock time, on a machine that has other work to do.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fcos.structures import Objects
 from fcos.training.optim import WeightAverage, build_optimizer
 
 RECIPES = ("fcos_mnv2_small", "fcos_mnv2_nano")
-CLASSES, BATCH, BOXES = 3, 8, 10
+CLASSES, BOXES = 3, 10
 Job = Callable[[], object]
 
 
@@ -38,6 +38,7 @@ class Jobs(NamedTuple):
 
     parameters: int
     operations: int  # of the detection
+    batch: int  # images of a training step
     detect: Job
     step: Job
 
@@ -50,8 +51,9 @@ def jobs_of(recipe: str, options: list[str]) -> Jobs:
     with FlopCounterMode(display=False) as counter:
         detector.predict(image)
     parameters = sum(parameter.numel() for parameter in detector.model.parameters())
-    step = training_step(fcos.load_config(recipe, options))
-    return Jobs(parameters, counter.get_total_flops(), lambda: detector.predict(image), step)
+    config = fcos.load_config(recipe, options)
+    operations, batch = counter.get_total_flops(), config.train.batch_size
+    return Jobs(parameters, operations, batch, lambda: detector.predict(image), training_step(config))
 
 
 def training_step(config: fcos.Config) -> Job:
@@ -61,14 +63,15 @@ def training_step(config: fcos.Config) -> Job:
     optimizer = build_optimizer(model, config.train)
     average = WeightAverage(model, config.train.ema or 0.998, statistics=config.train.ema_statistics)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    images = torch.randint(0, 256, (BATCH, 3, 320, 448), dtype=torch.uint8)
+    batch = config.train.batch_size
+    images = torch.randint(0, 256, (batch, 3, 320, 448), dtype=torch.uint8)
     images = images.contiguous(memory_format=torch.channels_last)
-    corners = torch.rand(BATCH, BOXES, 2) * torch.tensor([448, 320]) * 0.7
-    sides = torch.rand(BATCH, BOXES, 2) * torch.tensor([448, 320]) * 0.25 + 8
+    corners = torch.rand(batch, BOXES, 2) * torch.tensor([448, 320]) * 0.7
+    sides = torch.rand(batch, BOXES, 2) * torch.tensor([448, 320]) * 0.25 + 8
     targets = [
         Objects(boxes, torch.randint(0, CLASSES, (BOXES,))) for boxes in torch.cat([corners, corners + sides], 2)
     ]
-    sizes = torch.tensor([[320, 448]] * BATCH)
+    sizes = torch.tensor([[320, 448]] * batch)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -109,17 +112,18 @@ def main() -> None:
     measured = [jobs_of(recipe, options.overrides) for recipe in options.recipes]
     detect = median_seconds([jobs.detect for jobs in measured], options.rounds, clock)
     step = median_seconds([jobs.step for jobs in measured], options.rounds, clock)
+    speeds = [jobs.batch / seconds for jobs, seconds in zip(measured, step, strict=True)]
     rows, results = [], {}
-    for recipe, jobs, seconds, step_seconds in zip(options.recipes, measured, detect, step, strict=True):
+    for recipe, jobs, seconds, speed in zip(options.recipes, measured, detect, speeds, strict=True):
         rows.append(
             [
                 *(recipe, f"{jobs.parameters / 1e6:.2f}", f"{jobs.operations / 1e9:.2f}"),
                 *(f"{seconds * 1e3:.1f}", f"{detect[0] / seconds:.2f}"),
-                *(f"{BATCH / step_seconds:.2f}", f"{step[0] / step_seconds:.2f}"),
+                *(jobs.batch, f"{speed:.2f}", f"{speed / speeds[0]:.2f}"),
             ]
         )
-        results[recipe] = {"operations": jobs.operations, "detect_seconds": seconds, "step_seconds": step_seconds}
-    head = ["recipe", "M parameters", "GFLOP at 320x320", "predict, ms", "ratio", "training, images/s", "ratio"]
+        results[recipe] = {"operations": jobs.operations, "detect_seconds": seconds, "images_per_second": speed}
+    head = ["recipe", "M parameters", "GFLOP at 320x320", "predict, ms", "ratio", "batch", "trained images/s", "ratio"]
     write("small_recipes", "Small recipes on one core", facts, markdown(head, rows), {"results": results})
 
 

@@ -1,10 +1,11 @@
-"""Train FCOS on a backbone of your own.
+r"""Train FCOS on a backbone of your own.
 
     python examples/custom_backbone.py DATA [key=value ...]
 
 On the command line, with this folder on PYTHONPATH:
 
-    fcos train fcos_mnv2_small data=DATA model.backbone.name=custom_backbone:TinyNet model.backbone.options.width=32
+    fcos train fcos_mnv2_small data=DATA model.backbone.name=custom_backbone:TinyNet model.backbone.options.width=32 \
+      train.lr_factors={}
 """
 
 import sys
@@ -43,7 +44,7 @@ def block(channels: int, out_channels: int) -> nn.Module:
 
 def main(data: str, *options: str) -> None:
     """Train a detector on this backbone from random weights."""
-    backbone = ["model.backbone.name=custom_backbone:TinyNet", "model.backbone.options.width=32"]
+    backbone = ["model.backbone.name=custom_backbone:TinyNet", "model.backbone.options.width=32", "train.lr_factors={}"]
     result = fcos.train("fcos_mnv2_small", f"data={data}", *backbone, *options)
     print(f"run folder: {result.run}, AP {result.metrics.get('AP', float('nan')):.3f}")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 EXPECTED_AP50 = 0.85
-EXPECTED_STEPS = 900
+EXPECTED_STEPS = 1800
 
 
 def explain(run: Path) -> str:

@@ -415,6 +415,6 @@ def test_level_and_channel_errors_are_reported_together() -> None:
 
 def test_to_yaml_writes_plain_yaml() -> None:
     tree = yaml.safe_load(load_config("fcos_mnv2_small").to_yaml())
-    assert tree["train"]["lr"] == 1e-3
+    assert tree["train"]["lr"] == 2e-3
     assert tree["model"]["size_ranges"][0] == [-1.0, 64.0]
     assert tree["model"]["size_ranges"][-1][1] is None

@@ -12,7 +12,7 @@ from tiny_data import coco_tree, write_coco
 from fcos.config import Config
 from fcos.data import load_annotations
 from fcos.training.loop import train
-from fcos.training.messages import linear_rule, start_warnings
+from fcos.training.messages import SCALING_RULES, start_warnings
 
 
 def warnings_of(config: Config, *, fresh_backbone: bool = False) -> list[str]:
@@ -33,16 +33,14 @@ def test_sound_config_causes_no_warnings(quiet: Callable[..., Config]) -> None:
 
 @pytest.mark.parametrize(
     ("optimizer", "batch_size", "rate"),
-    [("sgd", 16, 0.01), ("sgd", 2, 0.00125), ("adamw", 8, 1e-3), ("adamw", 4, 5e-4)],
+    [("sgd", 16, 0.01), ("sgd", 2, 0.00125), ("adamw", 4, 2e-3), ("adamw", 16, 4e-3), ("adamw", 1, 1e-3)],
 )
-def test_linear_rule_scales_learning_rate_with_batch_size(
-    quiet: Callable[..., Config], optimizer: str, batch_size: int, rate: float
-) -> None:
-    assert linear_rule(quiet(optimizer=optimizer, batch_size=batch_size)) == pytest.approx(rate)
+def test_learning_rate_scales_with_batch_size(optimizer: str, batch_size: int, rate: float) -> None:
+    assert SCALING_RULES[optimizer](batch_size) == pytest.approx(rate)
 
 
 @pytest.mark.parametrize("rate", [0.01, 1e-4])
-def test_learning_rate_far_from_the_linear_rule_warns(quiet: Callable[..., Config], rate: float) -> None:
+def test_learning_rate_far_from_the_scaling_rule_warns(quiet: Callable[..., Config], rate: float) -> None:
     (warning,) = warnings_of(quiet(lr=rate))
     assert f"train.lr={rate:g} is {rate / 0.00125:.2g} times the usual value for sgd with train.batch_size=2" in warning
     assert warning.endswith("try train.lr=0.0013")
@@ -101,3 +99,16 @@ def test_freezing_a_random_backbone_warns(quiet: Callable[..., Config]) -> None:
     (warning,) = warnings_of(quiet(freeze=["backbone.*"]), fresh_backbone=True)
     assert warning.startswith("the backbone has random weights, and train.freeze=['backbone.*'] freezes some of them")
     assert warnings_of(quiet(freeze=["fpn.*"]), fresh_backbone=True) == []
+
+
+def test_low_learning_rate_of_a_random_backbone_warns(quiet: Callable[..., Config]) -> None:
+    model = {"backbone": {"name": "mobilenet_v2", "weights": None}}
+    slow = quiet(model=model, lr_factors={"fpn.*": 0.5, "backbone.*": 0.15})
+    (warning,) = warnings_of(slow, fresh_backbone=True)
+    assert warning.startswith("the backbone has random weights, but train.lr_factors multiplies")
+    assert "learning rate by 0.15; use train.lr_factors={}" in warning
+    assert warnings_of(slow) == []
+    factors = {"backbone.*": 1.0, "head.*": 0.5}
+    assert warnings_of(quiet(model=model, lr_factors=factors), fresh_backbone=True) == []
+    own = quiet(lr_factors={"backbone.*": 0.15})  # this backbone is a function, which may load weights
+    assert warnings_of(own, fresh_backbone=True) == []

@@ -88,6 +88,10 @@ def random_frozen_parameters(setting: Setting) -> None:
     setting.train(model={"backbone": {"name": "mobilenet_v2", "weights": None}}, freeze=["backbone.*"])
 
 
+def slow_random_backbone(setting: Setting) -> None:
+    setting.train(model={"backbone": {"name": "mobilenet_v2", "weights": None}}, lr_factors={"backbone.*": 0.15})
+
+
 def odd_options(setting: Setting) -> None:
     tree = coco_tree()
     tree["categories"].append({"id": 9, "name": "owl"})
@@ -231,6 +235,7 @@ SITUATIONS: dict[Callable[[Setting], None], list[str]] = {
     random_frozen_norm: ["the backbone has random weights and frozen batch norm"],
     random_frozen_stages: ["frozen stages, which stay random"],
     random_frozen_parameters: ["freezes some of them"],
+    slow_random_backbone: ["multiplies its learning rate by"],
     odd_options: [
         "times the usual value for",
         "classes have no training boxes",

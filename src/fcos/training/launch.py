@@ -54,7 +54,7 @@ def processes_to_start(config: Config) -> int:
     if count > config.train.batch_size:
         raise ConfigError(
             f"train.devices={count}: expected at least one image per process, found"
-            f" train.batch_size={config.train.batch_size}"
+            f" train.batch_size={config.train.batch_size}; use a larger batch, or fewer processes"
         )
     device = resolve_device(config.device)
     num_devices = torch.cuda.device_count() if device.type == "cuda" and config.device in ("auto", "cuda") else 1

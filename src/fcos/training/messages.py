@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -21,9 +21,25 @@ from .run import Run
 if TYPE_CHECKING:
     from ..data.dataset import Annotations
 
-REFERENCE_RATES = {"sgd": (0.01, 16), "adamw": (1e-3, 8)}
-"""Reference (learning rate, batch size) of the linear scaling rule per optimiser: SGD as in the FCOS paper, AdamW as in
-the small recipe."""
+
+class ScalingRule(NamedTuple):
+    """Learning rate that suits a batch size: `rate` times (batch size / `images`)^`exponent`.
+
+    Sources: Goyal et al. 2017 (arXiv:1706.02677) for SGD, Malladi et al. 2022 (arXiv:2205.10287) for Adam.
+    """
+
+    name: str
+    rate: float
+    images: int
+    exponent: float
+
+    def __call__(self, batch_size: int) -> float:
+        """Return the learning rate for batches of this size."""
+        return self.rate * (batch_size / self.images) ** self.exponent
+
+
+SCALING_RULES = {"sgd": ScalingRule("linear", 0.01, 16, 1.0), "adamw": ScalingRule("square-root", 2e-3, 4, 0.5)}
+"""Rule per optimiser: the reference for SGD is that of the FCOS paper, for AdamW that of the small recipes of FCOS."""
 _MAX_RATE_RATIO = 4.0
 
 
@@ -44,7 +60,7 @@ def describe_start(run: Run, length: Length, origin: str, *, micro_batches: int)
         else plural(len(val_data), "val image")
     )
     counts = (len(train_data), "image"), (len(train_data.boxes), "box"), (len(train_data.class_names), "class")
-    base_lr, base_images = REFERENCE_RATES[settings.optimizer]
+    rule = SCALING_RULES[settings.optimizer]
     micro_batch = -(-settings.batch_size // (world_size() * micro_batches))
     images, processes = plural(settings.batch_size, "image"), plural(world_size(), "process")
     lines = [
@@ -52,7 +68,7 @@ def describe_start(run: Run, length: Length, origin: str, *, micro_batches: int)
         f"data: {', '.join(plural(count, noun) for count, noun in counts)}; {val}",
         origin,
         f"step: {images} over {processes}, at most {micro_batch} in a micro-batch; learning rate {settings.lr:g}"
-        f" (linear scaling rule: {linear_rule(run.config):g}, from {base_lr:g} for {base_images} images)",
+        f" ({rule.name} scaling rule: {rule(settings.batch_size):.3g}, from {rule.rate:g} for {rule.images} images)",
     ]
     fresh = not run.state.iteration and not settings.weights and run.config.model.backbone.weights is None
     lines += [f"warning: {text}" for text in start_warnings(run.config, train_data, fresh_backbone=fresh)]
@@ -87,15 +103,6 @@ def describe_end(run: Run) -> str:
     return f"{iterations}, {run.elapsed() / 60:.1f} minutes; {run.folder / BEST}: {description}"
 
 
-def linear_rule(config: Config) -> float:
-    """Return the learning rate by the linear scaling rule, proportional to the batch size.
-
-    Source: Goyal et al. 2017 (arXiv:1706.02677).
-    """
-    rate, images = REFERENCE_RATES[config.train.optimizer]
-    return rate * config.train.batch_size / images
-
-
 def start_warnings(config: Config, data: Annotations, *, fresh_backbone: bool) -> Iterator[str]:
     """Yield warnings about likely mistakes in config or data, each with a remedy.
 
@@ -120,7 +127,13 @@ def start_warnings(config: Config, data: Annotations, *, fresh_backbone: bool) -
             f"the backbone has random weights, and train.freeze={settings.freeze} freezes some of them;"
             " remove the option, or use model.backbone.weights=imagenet"
         )
-    recommended_lr = linear_rule(config)
+    factor = settings.lr_factors.get("backbone.*", 1.0)
+    if fresh_backbone and factor < 1 and "weights" in type(backbone).model_fields:  # your own may load its weights
+        yield (
+            f"the backbone has random weights, but train.lr_factors multiplies its learning rate by {factor:g};"
+            " use train.lr_factors={}, or model.backbone.weights=imagenet"
+        )
+    recommended_lr = SCALING_RULES[settings.optimizer](settings.batch_size)
     if not 1 / _MAX_RATE_RATIO <= settings.lr / recommended_lr <= _MAX_RATE_RATIO:
         yield (
             f"train.lr={settings.lr:g} is {settings.lr / recommended_lr:.2g} times the usual value for"

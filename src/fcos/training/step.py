@@ -54,7 +54,8 @@ def count_micro_batches(model: DetectionModel, config: Config, *, most_boxes: in
     batch_size, micro_batch, num_processes = config.train.batch_size, config.train.micro_batch, world_size()
     if batch_size < num_processes:
         raise ConfigError(
-            f"train.batch_size={batch_size}: expected at least one image for each of the {num_processes} processes"
+            f"train.batch_size={batch_size}: expected at least one image for each of the {num_processes} processes;"
+            " use a larger batch, or fewer processes"
         )
     largest_shard = -(-batch_size // num_processes)
     if micro_batch == "auto":
