@@ -95,6 +95,14 @@ def test_start_warnings_are_printed_once(configure: Callable[..., Config], capsy
     )
 
 
+def test_start_names_the_scaling_rule_of_adamw(
+    configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(configure(optimizer="adamw", lr=1e-3))
+    expected = "learning rate 0.001 (square-root scaling rule: 0.00141, from 0.002 for 4 images)"
+    assert expected in capsys.readouterr().out
+
+
 def test_freezing_a_random_backbone_warns(quiet: Callable[..., Config]) -> None:
     (warning,) = warnings_of(quiet(freeze=["backbone.*"]), fresh_backbone=True)
     assert warning.startswith("the backbone has random weights, and train.freeze=['backbone.*'] freezes some of them")
